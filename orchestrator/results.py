@@ -1,0 +1,45 @@
+"""What a trial came to: the types that the trial writes and the analysis reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """How a trial ended. Anything but ``OK`` is a result as well, kept with its console."""
+
+    OK = "ok"
+    PANIC = "panic"
+    OOPS = "oops"
+    HANG = "hang"
+    LOST = "lost"
+    FAILED = "failed"
+    STALE = "stale"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One boot of one arm for one cell.
+
+    ``reason`` is one line for people, ``trace`` the decoded first lines of a panic or oops, ``warnings`` the
+    ``WARNING:``/``BUG:`` lines of a kernel log whose trial went on to its end. ``recording_sha256`` is empty unless
+    the outcome is ``ok``. ``boot_seconds`` is from the start of the target to its first process, in the guest's
+    time (virtual under icount); ``wall_seconds`` is the whole trial. ``rerun`` is the command that repeats just
+    this trial.
+    """
+
+    id: str
+    arm: str
+    cell: str
+    boot: int
+    block: int
+    seed: int
+    outcome: Outcome
+    reason: str
+    trace: tuple[str, ...]
+    warnings: tuple[str, ...]
+    boot_seconds: float
+    wall_seconds: float
+    recording_sha256: str
+    rerun: str
