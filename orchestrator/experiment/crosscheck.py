@@ -1,0 +1,171 @@
+"""What no single field can know: whether the parts of an experiment fit each other.
+
+Everything here would otherwise fail an hour later, in a built and booted kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.experiment.types import (
+    MAX_PAGES,
+    PAGE_BYTES,
+    Arm,
+    Cell,
+    Check,
+    KernelSpec,
+    Schedule,
+    Storm,
+    TargetSpec,
+)
+from orchestrator.experiment.yamltext import Document, Location, Shown
+
+MAX_TRIALS = 1_000_000
+SAMPLE_BYTES = 16  # struct rec_fault
+KERNEL_MIB = 128  # kernel, initramfs, page tables of host and guest, and air; a small 5.10 host takes about 60 MiB.
+
+
+@dataclass(frozen=True)
+class PlacedCell:
+    """A cell and where the YAML says it: ``at`` the cell, ``keys`` each of its fields (perhaps in ``defaults``)."""
+
+    cell: Cell
+    at: Location
+    keys: Mapping[str, Location]
+
+    def key(self, name: str) -> Location:
+        """Where a field is written; its cell, if it has its default value."""
+        return self.keys.get(name, self.at)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What could be read; ``None`` or empty where a section had errors of its own."""
+
+    target: TargetSpec | None
+    kernel: KernelSpec | None
+    arms: tuple[Arm, ...]
+    cells: tuple[PlacedCell, ...]
+    schedule: Schedule | None
+    checks: tuple[Check, ...]
+
+
+def run(document: Document, parts: Parts) -> None:
+    """Note every contradiction in ``document``."""
+    if parts.target is not None:
+        _target(document, parts.target)
+        if parts.kernel is not None:
+            _kernel(document, parts.target, parts.kernel, parts.arms)
+    for placed in parts.cells:
+        _guest(document, placed)
+        _storm(document, placed)
+        if parts.target is not None and parts.target.kind == "qemu":
+            _cpus(document, placed, parts.target)
+            _memory(document, placed, parts.target)
+    _checks(document, parts)
+    if parts.schedule is not None:
+        trials = len(parts.arms) * len(parts.cells) * parts.schedule.boots
+        if trials > MAX_TRIALS:
+            document.problem(("schedule", "boots"), f"at most {MAX_TRIALS} trials in all", trials)
+
+
+def _target(document: Document, target: TargetSpec) -> None:
+    if target.kind == "qemu":
+        if target.accel == "icount" and target.cpus > 1:
+            # QEMU 7.2 hangs at the bring-up of the second CPU under -icount, in every variant that was tried.
+            document.problem(("target", "cpus"), "1 with accel: icount", target.cpus)
+        return
+    for key in ("accel", "machine", "cpus", "mem_mib", "guest_deadline_s"):
+        if ("target", key) in document.lines:
+            document.problem(("target", key), "no such key with kind: local", Shown("one, which would do nothing"))
+
+
+def _kernel(document: Document, target: TargetSpec, kernel: KernelSpec, arms: tuple[Arm, ...]) -> None:
+    if target.kind == "qemu":
+        if not kernel.sources:
+            document.problem(("kernel", "sources"), "at least one source", Shown("none"))
+        if not kernel.fragments:
+            document.problem(("kernel", "fragments"), "at least one fragment", Shown("none"))
+        return
+    if kernel.sources or kernel.fragments:
+        document.problem(("kernel",), "no kernel with target.kind: local", Shown("one, which would not be built"))
+    if len(arms) > 1 or any(arm.patches for arm in arms):
+        document.problem(("arms",), "one arm without patches with target.kind: local", Shown("more"))
+
+
+def _guest(document: Document, placed: PlacedCell) -> None:
+    guest = placed.cell.guest
+    if guest.page == "2m" and guest.mem_mib % 2:
+        document.problem(placed.key("mem_mib"), "a multiple of 2 with page: 2m", guest.mem_mib)
+    pages = guest.mem_mib * 1024 * 1024 // PAGE_BYTES[guest.page]
+    if pages > MAX_PAGES:
+        document.problem(
+            placed.key("mem_mib"), f"at most {MAX_PAGES} pages (the recording keeps 24 bits)", Shown(f"{pages} pages")
+        )
+    if guest.pages < guest.vcpus:
+        document.problem(
+            placed.key("vcpus"), f"at most one vCPU for each of the {guest.pages} faulting pages", guest.vcpus
+        )
+
+
+def _storm(document: Document, placed: PlacedCell) -> None:
+    storm, guest = placed.cell.storm, placed.cell.guest
+    if storm is None:
+        return
+    if storm.preempted and storm.cpu != "same" and not storm.hogs:
+        document.problem(
+            placed.key("preempted"), "cpu: same, or hogs, with preempted: true", Shown(f"cpu: {storm.cpu}, no hogs")
+        )
+    if storm.placement == "overlap" and storm.size_kib > guest.mem_mib * 1024:
+        document.problem(
+            placed.key("size_kib"), f"at most the {guest.mem_mib * 1024} KiB that fault, with placement: overlap",
+            storm.size_kib,
+        )  # fmt: skip
+
+
+def _cpus(document: Document, placed: PlacedCell, target: TargetSpec) -> None:
+    storm, vcpus = placed.cell.storm, placed.cell.guest.vcpus
+    if vcpus > target.cpus:
+        # Two vCPUs on one CPU would time each other's slices instead of faults.
+        document.problem(placed.key("vcpus"), f"at most target.cpus, {target.cpus}", vcpus)
+    if storm is not None and storm.cpu == "other" and target.cpus <= vcpus:
+        document.problem(
+            placed.key("cpu"), f"target.cpus of at least {vcpus + 1} with cpu: other and vcpus: {vcpus}",
+            Shown(f"target.cpus: {target.cpus}"),
+        )  # fmt: skip
+
+
+def _memory(document: Document, placed: PlacedCell, target: TargetSpec) -> None:
+    guest = placed.cell.guest
+    storm_mib = storm_bytes(placed.cell.storm) / 2**20
+    samples_mib = guest.faults * SAMPLE_BYTES / 2**20
+    need = guest.mem_mib + storm_mib + samples_mib + KERNEL_MIB
+    if need > target.mem_mib:
+        document.problem(
+            placed.key("mem_mib"),
+            f"what fits target.mem_mib, {target.mem_mib}",
+            Shown(
+                f"{need:.0f} MiB in cell {placed.cell.name}: {guest.mem_mib} guest + {storm_mib:.0f} storm"
+                f" + {samples_mib:.0f} samples ({guest.faults} faults × {SAMPLE_BYTES} bytes) + {KERNEL_MIB} kernel"
+            ),
+        )
+
+
+def storm_bytes(storm: Storm | None) -> int:
+    """Memory that a storm populates, bytes; an overlapping one uses the guest's."""
+    if storm is None or storm.placement == "overlap":
+        return 0
+    return storm.size_kib * 1024 * storm.threads
+
+
+def _checks(document: Document, parts: Parts) -> None:
+    placements = {placed.cell.storm.placement for placed in parts.cells if placed.cell.storm is not None}
+    quiet = any(placed.cell.storm is None for placed in parts.cells)
+    if not parts.cells:
+        return
+    for index, check in enumerate(parts.checks):
+        if check == "needed_retries" and "overlap" not in placements:
+            document.problem(("checks", index), "a cell with placement: overlap to check", Shown("none"))
+        if check == "controls" and not quiet and "other-process" not in placements:
+            document.problem(("checks", index), "a cell with storm: none or placement: other-process", Shown("none"))

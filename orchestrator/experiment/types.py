@@ -1,0 +1,226 @@
+"""What an experiment is: frozen, validated, independent of its YAML form.
+
+Every type checks itself when it is made (pydantic, strict: no text that happens to look like a number), so an
+``Experiment`` that exists has all its values in range. What needs more than one field is in ``crosscheck.py``.
+``Field(description=…)`` is the one documentation of each key; ``fields.py`` prints it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+Op = Literal["madvise_dontneed", "madvise_free", "madvise_pageout", "munmap", "mprotect", "mremap"]
+Placement = Literal["outside", "disjoint", "adjacent", "overlap", "other-process"]
+Check = Literal["kernel_log", "needed_retries", "controls"]
+
+MAX_SEED = 2**63 - 1
+MAX_PAGES = 2**24  # REC_PAGE_BITS of guests/include/recording.h: a fault's page index has 24 bits.
+PAGE_BYTES = {"4k": 4096, "2m": 2 * 1024 * 1024}
+
+# Names become folders, JUnit names and fields of the recording (char arm[32], char cell[96], NUL included). They start
+# with a letter or digit and hold no slash, so neither "..", nor an option, nor a hidden file can be made of them.
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+ArmName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=31)]
+CellName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._,=-]*$", max_length=95)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class DebianSource:
+    """A ``linux-source-X`` package of a Debian suite, fetched from the mirror that this machine's apt uses."""
+
+    package: Annotated[
+        str, Field(pattern=r"^linux-source-[0-9][0-9a-z.+-]*$", description="source package, e.g. linux-source-5.10")
+    ]
+    suite: Annotated[
+        str, Field(pattern=r"^[a-z][a-z0-9./-]*$", max_length=64, description="suite, e.g. bullseye-security")
+    ]
+
+
+@dataclass(frozen=True, config=STRICT)
+class TreeSource:
+    """A kernel tree on this machine; it is only read."""
+
+    path: Annotated[Path, Field(description="folder of the tree, relative to the config file")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class TarballSource:
+    """A tarball by path or URL (exactly one of them); nothing of it is used before its SHA-256 agrees."""
+
+    sha256: Annotated[Sha256, Field(description="SHA-256 of the tarball, 64 hex digits")]
+    path: Annotated[Path | None, Field(description="file, relative to the config file")] = None
+    url: Annotated[str | None, Field(pattern=r"^https?://[^\s]+$", description="http(s) address")] = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("exactly one of path and url")
+
+
+@dataclass(frozen=True, config=STRICT)
+class GitSource:
+    """A ref of a git repository."""
+
+    # No leading "-" (git would read an option), no "::" (git's remote helpers run commands).
+    repository: Annotated[
+        str,
+        Field(
+            pattern=r"^(?:(?:https?|git|ssh|file)://)?[^\s:-][^\s]*$", description="address or path of the repository"
+        ),
+    ]
+    ref: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./^~@+-]*$", description="tag, branch or commit")]
+
+    def __post_init__(self) -> None:
+        if "::" in self.repository:
+            raise ValueError("a repository without '::'")
+
+
+Source = DebianSource | TreeSource | TarballSource | GitSource
+
+
+@dataclass(frozen=True, config=STRICT)
+class KernelSpec:
+    """Where the kernel's sources come from (tried in order) and the config fragments put on top of tinyconfig.
+
+    Paths are absolute. Both are empty for ``target: local``, which builds nothing.
+    """
+
+    sources: Annotated[tuple[Source, ...], Field(description="tried in order: debian, tree, tarball or git")]
+    fragments: Annotated[tuple[Path, ...], Field(description="kernel config fragments, relative to the config file")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Arm:
+    """One kernel under test: the tree with these patches (absolute paths: files, folders, mboxes) on top."""
+
+    name: ArmName
+    patches: tuple[Path, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class TargetSpec:
+    """What boots the kernel under test. ``local`` boots nothing: it takes the kernel that runs already."""
+
+    kind: Annotated[Literal["qemu", "local"], Field(description="qemu, or local: the kernel that is running")]
+    accel: Annotated[
+        Literal["auto", "kvm", "tcg", "icount"],
+        Field(description="icount: bit-exact; tcg: concurrent; kvm: real time; auto: the best that works here"),
+    ] = "auto"
+    machine: Annotated[
+        Literal["microvm", "q35"], Field(description="microvm boots in a fifth of q35's time; q35 has PCI")
+    ] = "microvm"
+    cpus: Annotated[int, Field(ge=1, le=64, description="CPUs of the host under test; icount takes one")] = 1
+    mem_mib: Annotated[int, Field(ge=128, le=1024 * 1024, description="memory of the host under test, MiB")] = 1024
+    deadline_s: Annotated[float, Field(gt=0, le=86400, description="wall time after which a trial is a hang, s")] = (
+        600.0
+    )
+    guest_deadline_s: Annotated[
+        float, Field(gt=0, le=86400, description="time inside the target after which a trial is a hang, s")
+    ] = 120.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Guest:
+    """What faults: a flat guest that touches every page of its memory once a round."""
+
+    vcpus: Annotated[int, Field(ge=1, le=64, description="vCPUs, each on a CPU of its own")] = 1
+    mem_mib: Annotated[int, Field(ge=1, le=65536, description="size of the faulting range, MiB")] = 64
+    page: Annotated[Literal["4k", "2m"], Field(description="page size of the guest's mappings")] = "4k"
+    access: Annotated[Literal["write", "read"], Field(description="the guest's access")] = "write"
+    order: Annotated[Literal["sequential", "random"], Field(description="page order; random is seeded")] = "sequential"
+    rounds: Annotated[int, Field(ge=1, le=1_000_000, description="measured rounds over the range")] = 4
+    backing: Annotated[
+        Literal["absent", "present"],
+        Field(description="absent: host pages are discarded between rounds; present: only the SPTEs are dropped"),
+    ] = "absent"
+    stride_pages: Annotated[int, Field(ge=1, le=4096, description="touch every Nth page only")] = 1
+    tdp: Annotated[bool, Field(description="on: NPT/EPT; off: shadow paging (npt=0)")] = True
+
+    @property
+    def pages(self) -> int:
+        """Pages that fault in one round, of all vCPUs together."""
+        return -(-self.mem_mib * 1024 * 1024 // (PAGE_BYTES[self.page] * self.stride_pages))
+
+    @property
+    def faults(self) -> int:
+        """Samples that one trial takes."""
+        return self.pages * self.rounds
+
+
+@dataclass(frozen=True, config=STRICT)
+class Storm:
+    """The invalidations that hit the VMM's process (or, as a control, another process) while the guest faults."""
+
+    op: Annotated[Op, Field(description="the system call that invalidates")]
+    placement: Annotated[
+        Placement, Field(description="where its range lies, seen from the memslot and the faulting pages")
+    ]
+    size_kib: Annotated[int, Field(ge=4, le=64 * 1024 * 1024, multiple_of=4, description="bytes a call, KiB")]
+    threads: Annotated[int, Field(ge=1, le=64, description="storm threads, each with its own range")] = 1
+    period_us: Annotated[int, Field(ge=0, le=10_000_000, description="time between two calls, µs; 0: back to back")] = 0
+    cpu: Annotated[
+        Literal["same", "other", "any"], Field(description="same: the vCPU's CPU; other: one without a vCPU")
+    ] = "any"
+    preempted: Annotated[bool, Field(description="the invalidator loses its CPU in the middle of a call")] = False
+    hogs: Annotated[int, Field(ge=0, le=64, description="busy threads that compete for the storm's CPU")] = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Cell:
+    """One point of the experiment: a guest and the storm it meets (``None``: a quiet host)."""
+
+    name: CellName
+    guest: Guest
+    storm: Storm | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Schedule:
+    """How often and in which order the trials are booted."""
+
+    boots: Annotated[int, Field(ge=1, le=100_000, description="boots of each arm in each cell")] = 1
+    order: Annotated[
+        Literal["abba", "abab"], Field(description="order of the arms; abba cancels a linear drift of the machine")
+    ] = "abba"
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="seed of page order, storm phase and start delay")] = 1
+
+
+@dataclass(frozen=True, config=STRICT)
+class ReportSpec:
+    """What the report calls a difference."""
+
+    margin: Annotated[
+        float, Field(gt=0, lt=1, description="a change by less than this fraction is called equivalent")
+    ] = 0.02
+
+
+@dataclass(frozen=True, config=STRICT)
+class Experiment:
+    """A whole experiment; ``arms[0]`` is the base. ``path`` is the absolute path of the YAML it was read from."""
+
+    name: Annotated[Slug, Field(description="names the results folder")]
+    description: Annotated[str, Field(max_length=4000, description="one paragraph for the report")]
+    path: Path
+    kernel: KernelSpec
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    target: TargetSpec
+    cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
+    schedule: Schedule
+    checks: Annotated[
+        tuple[Check, ...],
+        Field(
+            description="kernel_log: no new kernel warnings; needed_retries: overlap cells keep their retries; "
+            "controls: quiet and other-process cells show none"
+        ),
+    ]
+    report: ReportSpec
+
+    @property
+    def base(self) -> Arm:
+        return self.arms[0]
