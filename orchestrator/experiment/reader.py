@@ -124,8 +124,11 @@ def _source(document: Document, raw: object, at: Location) -> Source | None:
     at = (*at, kind)
     if kind == "tree":  # The short form: `tree: path`.
         value = {"path": value}
+    before = len(document.problems)
     if isinstance(value, dict):
         value = {**value, **_source_paths(document, kind, value, at)}
+    if len(document.problems) > before:
+        return None
     return cast(Source | None, _record(document, SOURCES[kind], value, at))
 
 
@@ -313,14 +316,19 @@ def _make(cls: type[Any], raw: Mapping[str, object]) -> Any | None:
 
 
 def _field(document: Document, cls: type[Any], key: str, raw: object, at: Location) -> Any | None:
-    return _validated(document, ADAPTERS[cls][key], raw, at)
+    return _validated(document, ADAPTERS[cls][key], raw, at, cls.__pydantic_fields__[key].description)
 
 
-def _validated(document: Document, adapter: TypeAdapter[T], raw: object, at: Location) -> T | None:
+def _validated(
+    document: Document, adapter: TypeAdapter[T], raw: object, at: Location, description: str | None = None
+) -> T | None:
+    """``raw`` checked; a mismatched pattern is explained by the field's description, not by the pattern."""
     try:
         return adapter.validate_python(raw, strict=True)
     except ValidationError as error:
-        document.problem(at, _expected(error.errors()[0]), raw)
+        first = error.errors()[0]
+        words = description if first["type"] == "string_pattern_mismatch" else None
+        document.problem(at, words or _expected(first), raw)
         return None
 
 

@@ -25,9 +25,11 @@ PAGE_BYTES = {"4k": 4096, "2m": 2 * 1024 * 1024}
 
 # Names become folders, JUnit names and fields of the recording (char arm[32], char cell[96], NUL included). They start
 # with a letter or digit and hold no slash, so neither "..", nor an option, nor a hidden file can be made of them.
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
-ArmName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=31)]
-CellName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._,=-]*$", max_length=95)]
+NAME = r"^[a-z0-9][a-z0-9._-]*$"
+NAME_WORDS = "a name of a-z, 0-9, '.', '_' and '-' that starts with a letter or digit"
+Slug = Annotated[str, Field(pattern=NAME, max_length=64, description=f"{NAME_WORDS}; it names the results folder")]
+ArmName = Annotated[str, Field(pattern=NAME, max_length=31, description=NAME_WORDS)]
+CellName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._,=-]*$", max_length=95, description=NAME_WORDS)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -204,7 +206,7 @@ class ReportSpec:
 class Experiment:
     """A whole experiment; ``arms[0]`` is the base. ``path`` is the absolute path of the YAML it was read from."""
 
-    name: Annotated[Slug, Field(description="names the results folder")]
+    name: Slug
     description: Annotated[str, Field(max_length=4000, description="one paragraph for the report")]
     path: Path
     kernel: KernelSpec

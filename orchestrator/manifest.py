@@ -1,0 +1,194 @@
+"""The manifest: what ran, on what, by which command. Written before anything else of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from orchestrator import __version__, proc
+from orchestrator.errors import CommandError, UserError
+from orchestrator.experiment import Experiment
+
+QEMU = "qemu-system-x86_64"
+
+
+@dataclass(frozen=True)
+class FileId:
+    """A file by name and content; for a folder (a series) ``sha256`` covers the names and contents of its files."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ArmFiles:
+    """The patches of an arm."""
+
+    arm: str
+    patches: tuple[FileId, ...]
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine that ran it. ``kernel`` is uname's release and version; memory in MiB."""
+
+    node: str
+    kernel: str
+    machine: str
+    cpu: str
+    cores: int
+    mem_mib: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run needs to be understood, and repeated, later.
+
+    ``started`` is UTC, ISO 8601; ``accel`` the accelerator in use and ``accel_why`` the reason in one line. The kernel
+    itself (its tree's identity and content) is in ``kernels/``, since it is known only once it is fetched.
+    ``fingerprint`` covers everything that decides the trials: a run is continued only by one with the same.
+    """
+
+    run: str
+    command: tuple[str, ...]
+    started: str
+    experiment: str
+    config: FileId
+    config_text: str
+    fragments: tuple[FileId, ...]
+    arms: tuple[ArmFiles, ...]
+    target: str
+    accel: str
+    accel_why: str
+    seeds: tuple[int, ...]
+    tool_version: str
+    tool_commit: str
+    qemu_version: str
+    host: Host
+    fingerprint: str
+
+    def of_run(self, run: str) -> Manifest:
+        """The same with the name of the run's folder, which is chosen when it is created."""
+        return dataclasses.replace(self, run=run)
+
+
+def make_manifest(
+    experiment: Experiment, command: Sequence[str], accel: str, accel_why: str, seeds: Sequence[int]
+) -> Manifest:
+    """Hash every input and look at the host. ``run`` stays empty until the store creates or finds the folder.
+
+    Raises :class:`UserError` for an input that cannot be read.
+    """
+    fragments = tuple(file_id(path) for path in experiment.kernel.fragments)
+    arms = tuple(ArmFiles(arm.name, tuple(file_id(path) for path in arm.patches)) for arm in experiment.arms)
+    host = examine_host()
+    qemu = qemu_version() if experiment.target.kind == "qemu" else ""
+    # A running kernel is the kernel under test of `local`: another kernel, another run.
+    environment = [__version__, accel, qemu, host.kernel if experiment.target.kind == "local" else ""]
+    return Manifest(
+        run="",
+        command=tuple(command),
+        started=datetime.now(UTC).isoformat(timespec="microseconds"),
+        experiment=experiment.name,
+        config=file_id(experiment.path),
+        config_text=_text(experiment.path),
+        fragments=fragments,
+        arms=arms,
+        target=experiment.target.kind,
+        accel=accel,
+        accel_why=accel_why,
+        seeds=tuple(seeds),
+        tool_version=__version__,
+        tool_commit=tool_commit(),
+        qemu_version=qemu,
+        host=host,
+        fingerprint=fingerprint(experiment, fragments, arms, environment),
+    )
+
+
+def fingerprint(
+    experiment: Experiment, fragments: Iterable[FileId], arms: Iterable[ArmFiles], environment: Sequence[str]
+) -> str:
+    """SHA-256 over what decides the trials: the experiment with its files by content, and the environment.
+
+    Where the files lie, how the YAML is written and what it says in ``description`` makes no difference.
+    """
+    content = TypeAdapter(Experiment).dump_python(experiment, mode="json", exclude={"path", "description"})
+    content["kernel"]["fragments"] = [item.sha256 for item in fragments]
+    content["arms"] = [[item.arm, [patch.sha256 for patch in item.patches]] for item in arms]
+    text = json.dumps([content, list(environment)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_id(path: Path) -> FileId:
+    """Identity of a file, or of a folder by all regular files in it."""
+    try:
+        if not path.is_dir():
+            return FileId(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        digest = hashlib.sha256()
+        for item in sorted(path.rglob("*")):
+            if item.is_file():
+                name = str(item.relative_to(path))
+                digest.update(f"{hashlib.sha256(item.read_bytes()).hexdigest()} {name!r}\n".encode())
+        return FileId(str(path), digest.hexdigest())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def examine_host() -> Host:
+    """This machine, from uname and /proc."""
+    cpuinfo = _text(Path("/proc/cpuinfo"))
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
+    uname = os.uname()
+    return Host(
+        node=uname.nodename,
+        kernel=f"{uname.release} {uname.version}",
+        machine=uname.machine,
+        cpu=model.group(1) if model else platform.processor(),
+        cores=len(os.sched_getaffinity(0)),
+        mem_mib=int(memory.group(1)) // 1024 if memory else 0,
+    )
+
+
+def qemu_version() -> str:
+    """First line of ``qemu-system-x86_64 --version``; empty if there is none (the doctor says how to get it)."""
+    if shutil.which(QEMU) is None:
+        return ""
+    return proc.run([QEMU, "--version"], deadline_s=30).stdout.partition("\n")[0].strip()
+
+
+def tool_commit() -> str:
+    """Commit of this checkout, with ``-dirty`` if it has changes; empty if it is not a git checkout."""
+    try:
+        argv = [
+            "git",
+            "-C",
+            str(Path(__file__).parent),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+            "--exclude=*",
+        ]
+        return proc.run(argv, deadline_s=30).stdout.strip()
+    except (CommandError, UserError, OSError):
+        return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error

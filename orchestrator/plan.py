@@ -1,0 +1,80 @@
+"""Experiment to ordered blocks of trials. Pure: the same experiment gives the same plan, always and everywhere.
+
+A block is one cell booted once with every arm, all with the same seed, so that arms can be compared pairwise. Blocks
+come pass by pass: every cell has its first block before any has its second, so a run that is cut short still says
+something about each cell. ``abba`` reverses the arms in every other pass: a machine that warms up or fills up slowly
+then favours no arm (A B … B A), where ``abab`` would always give the later arm the warmer machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from orchestrator.experiment import Cell, Experiment
+
+SEED_BITS = 48  # Exact in a JSON reader that only knows doubles, and wide enough never to repeat.
+MIN_ID_DIGITS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One boot of one arm for one cell. ``id`` names its folder; ``boot`` counts from 0 within arm and cell."""
+
+    id: str
+    arm: str
+    cell: Cell
+    boot: int
+    block: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One cell with one seed: a trial of every arm, to be run on one machine, one after the other."""
+
+    index: int
+    cell: str
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All blocks, in the order in which they run; ids of trials count up in that order."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(trial for block in self.blocks for trial in block.trials)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, one a pass, in order."""
+        return tuple(dict.fromkeys(block.trials[0].seed for block in self.blocks))
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """Blocks for ``schedule.boots`` boots of every arm in every cell."""
+    arms = tuple(arm.name for arm in experiment.arms)
+    total = len(arms) * len(experiment.cells) * experiment.schedule.boots
+    digits = max(MIN_ID_DIGITS, len(str(total - 1)))
+    blocks: list[Block] = []
+    for boot in range(experiment.schedule.boots):
+        turned = experiment.schedule.order == "abba" and boot % 2 == 1
+        order = arms[::-1] if turned else arms
+        seed = boot_seed(experiment.schedule.seed, boot)
+        for cell in experiment.cells:
+            index = len(blocks)
+            trials = tuple(
+                Trial(f"{index * len(arms) + place:0{digits}}", arm, cell, boot, index, seed)
+                for place, arm in enumerate(order)
+            )
+            blocks.append(Block(index, cell.name, trials))
+    return Plan(tuple(blocks))
+
+
+def boot_seed(seed: int, boot: int) -> int:
+    """The seed of a pass. Every pass has its own: under icount a repeat with the same seed would be the same run."""
+    digest = hashlib.sha256(f"{seed}/{boot}".encode()).digest()
+    return int.from_bytes(digest, "little") % (1 << SEED_BITS)
