@@ -43,3 +43,11 @@ class TrialResult:
     wall_seconds: float
     recording_sha256: str
     rerun: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a reader needs to repeat a run, taken from its manifest: the command, and facts as (label, value)."""
+
+    command: str
+    rows: tuple[tuple[str, str], ...]

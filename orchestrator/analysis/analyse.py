@@ -1,0 +1,262 @@
+"""The stage: results of trials in, :class:`Analysis` out. Reads recordings, runs no process, draws no plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator import recording
+from orchestrator.analysis import attribution, compare, curves, latency, wording
+from orchestrator.analysis.checks import run_checks
+from orchestrator.analysis.model import (
+    LATENCY_METRICS,
+    Analysis,
+    ArmSummary,
+    BootSummary,
+    CellComparison,
+    CellCurves,
+    CellInfo,
+    CellSummary,
+    Comparison,
+    Curves,
+    FailedTrial,
+    Kernel,
+    Latency,
+    MetricComparison,
+    Status,
+    Timeline,
+)
+from orchestrator.errors import RecordingError, tail
+from orchestrator.experiment import Cell, Experiment
+from orchestrator.results import Outcome, TrialResult
+
+SCHEMA = 1
+RECORDING_FILE, CONSOLE_FILE = "recording.bin", "console.log"
+
+
+@dataclass(frozen=True)
+class _Boot:
+    """One boot's summary with what is merged over boots."""
+
+    summary: BootSummary
+    attributed: attribution.Attributed
+    ordered_ns: NDArray[np.float64]
+    timeline: Timeline
+
+
+def analyse(
+    experiment: Experiment,
+    results: Sequence[TrialResult],
+    kernels: Sequence[Kernel],
+    trials: Path,
+    *,
+    run: str,
+    accel: str,
+    planned: int,
+) -> Analysis:
+    """Compare every arm with the base in every cell.
+
+    ``trials`` is the folder with one folder a trial; ``accel`` is what ``auto`` came to (``icount``, ``tcg``,
+    ``kvm``, or ``local``); ``planned`` is how many trials the plan has, so that an unfinished run says so. Arms
+    without a kernel in ``kernels`` count as not built, unless the target is local.
+
+    Raises :class:`RecordingError` for a recording of an ``ok`` trial that is damaged or of another arm or cell.
+    """
+    arms = _arms(experiment, kernels)
+    cells = tuple(cell_info(cell) for cell in experiment.cells)
+    summaries, drawn = [], []
+    for cell in cells:
+        for arm in arms:
+            ours = [item for item in results if (item.cell, item.arm) == (cell.name, arm.name)]
+            boots = [_boot(item, trials, cell.placement) for item in ours if item.outcome is Outcome.OK]
+            summaries.append(_summary(cell.name, arm, ours, boots))
+            if boots:
+                drawn.append(_curves(cell.name, arm.name, boots))
+    failures = tuple(_failed(item, trials) for item in results if item.outcome is not Outcome.OK)
+    metrics, verdicts = _verdicts(experiment, cells, arms, summaries, accel)
+    checks = run_checks(experiment, cells, summaries, results)
+    pairs = max((item.pairs for item in metrics), default=0)
+    comparison = Comparison(
+        schema=SCHEMA,
+        run=run,
+        name=experiment.name,
+        description=experiment.description,
+        status=_status(arms, results, planned),
+        accel=accel,
+        margin=experiment.report.margin,
+        planned=planned,
+        done=len(results),
+        arms=arms,
+        cells=cells,
+        summaries=tuple(summaries),
+        comparisons=metrics,
+        verdicts=verdicts,
+        checks=checks,
+        failures=failures,
+        headlines=tuple(wording.headline(arm, metrics, verdicts, checks, failures) for arm in arms[1:])
+        or (f"{arms[0].name}: no other arm to compare with; checks: {wording.checks_text(checks, arms[0].name)}",),
+        titles=wording.plot_titles(metrics, summaries, [arm.name for arm in arms]),
+        why=wording.why_lines(cells, [arm.name for arm in arms], summaries),
+        sure=wording.sure_lines(accel, experiment.report.margin, metrics, pairs),
+    )
+    return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
+
+
+def cell_info(cell: Cell) -> CellInfo:
+    """A cell in words, and what it controls for."""
+    placement = cell.storm.placement if cell.storm else ""
+    return CellInfo(
+        name=cell.name,
+        storm=wording.storm_text(cell.storm),
+        placement=placement,
+        tdp=cell.guest.tdp,
+        vcpus=cell.guest.vcpus,
+        page=cell.guest.page,
+        control=placement if placement in ("other-process", "overlap") else ("" if cell.storm else "quiet"),
+    )
+
+
+def read_checked(result: TrialResult, trials: Path) -> recording.Recording:
+    """The recording of an ``ok`` trial; :class:`RecordingError` if it is not this arm's and cell's."""
+    path = trials / result.id / RECORDING_FILE
+    found = recording.read(path)
+    if (found.header.arm, found.header.cell) != (result.arm, result.cell):
+        raise RecordingError(
+            f"{path} is of arm {found.header.arm!r}, cell {found.header.cell!r}; the trial was of arm {result.arm!r},"
+            f" cell {result.cell!r}",
+            hint=result.rerun,
+        )
+    if len(found.page) == 0:
+        raise RecordingError(f"{path} holds no fault at all", hint=result.rerun)
+    return found
+
+
+def _boot(result: TrialResult, trials: Path, placement: str) -> _Boot:
+    found = read_checked(result, trials)
+    ordered = np.sort(found.latency_cycles)
+    attributed = attribution.attribute(found, placement)
+    measured = latency.summarise(ordered, found.header.tsc_hz)
+    summary = BootSummary(
+        trial=result.id,
+        boot=result.boot,
+        block=result.block,
+        seed=result.seed,
+        faults=len(ordered),
+        latency=measured,
+        exits=latency.exits(found),
+        retries=latency.retries(found),
+        attribution=attributed.sums,
+    )
+    ordered_ns = ordered.astype(np.float64) * (1e9 / found.header.tsc_hz)
+    return _Boot(summary, attributed, ordered_ns, curves.timeline(found, result.id))
+
+
+def _summary(cell: str, arm: ArmSummary, results: Sequence[TrialResult], boots: Sequence[_Boot]) -> CellSummary:
+    per_boot = tuple(boot.summary for boot in boots)
+    bad = next((item.outcome.value for item in results if item.outcome is not Outcome.OK), None)
+    if bad is None and not results:
+        bad = "build failed" if arm.build == "failed" else "not run"
+    exits = [item.exits / item.faults for item in per_boot if item.exits is not None]
+    retries = [item.retries / item.faults for item in per_boot if item.retries is not None]
+    return CellSummary(
+        cell=cell,
+        arm=arm.name,
+        boots=len(boots),
+        outcome=bad or "ok",
+        faults=sum(item.faults for item in per_boot),
+        latency=_mean_latency(per_boot),
+        exits_per_fault=float(np.mean(exits)) if exits else None,
+        retries_per_fault=float(np.mean(retries)) if retries else None,
+        attribution=attribution.merge([boot.attributed for boot in boots]) if boots else None,
+        per_boot=per_boot,
+    )
+
+
+def _mean_latency(boots: Sequence[BootSummary]) -> Latency | None:
+    if not boots:
+        return None
+    means = {name: compare.average([getattr(boot.latency, name) for boot in boots], name) for name in LATENCY_METRICS}
+    return Latency(**{str(name): value for name, value in means.items()})
+
+
+def _curves(cell: str, arm: str, boots: Sequence[_Boot]) -> CellCurves:
+    """Curves over all boots together; the timeline is the first boot's, since boots share no clock."""
+    pooled = boots[0].ordered_ns if len(boots) == 1 else np.sort(np.concatenate([boot.ordered_ns for boot in boots]))
+    return CellCurves(cell, arm, curves.ccdf(pooled), curves.percentiles(pooled), boots[0].timeline)
+
+
+def _verdicts(
+    experiment: Experiment,
+    cells: Sequence[CellInfo],
+    arms: Sequence[ArmSummary],
+    summaries: Sequence[CellSummary],
+    accel: str,
+) -> tuple[tuple[MetricComparison, ...], tuple[CellComparison, ...]]:
+    found = {(item.cell, item.arm): item for item in summaries}
+    base = arms[0].name
+    wanted = [(cell.name, arm.name) for cell in cells for arm in arms[1:]]
+    effects: list[compare.Effect] = []
+    for cell, arm in wanted:
+        left, right = found[cell, base], found[cell, arm]
+        missing = next((f"{side.arm}: {side.outcome}" for side in (left, right) if not side.boots), "")
+        effects += compare.effects_of(cell, arm, left.per_boot, right.per_boot, experiment.report.margin, missing)
+    metrics = compare.judge(effects, base, accel == "icount")
+    verdicts = tuple(
+        wording.cell_verdict(cell, arm, [item for item in metrics if (item.cell, item.arm) == (cell, arm)])
+        for cell, arm in wanted
+    )
+    return metrics, verdicts
+
+
+def _arms(experiment: Experiment, kernels: Sequence[Kernel]) -> tuple[ArmSummary, ...]:
+    built = {kernel.arm: kernel for kernel in kernels}
+    arms = []
+    for arm in experiment.arms:
+        patches = tuple(path.name for path in arm.patches)
+        kernel = built.get(arm.name)
+        if kernel is None:
+            # Nothing is built for the kernel that runs already.
+            state: Literal["ok", "not built"] = "ok" if experiment.target.kind == "local" else "not built"
+            arms.append(ArmSummary(arm.name, patches, state, "", "", 0.0, False, ""))
+        else:
+            arms.append(
+                ArmSummary(
+                    name=arm.name,
+                    patches=patches,
+                    build=kernel.build,
+                    release=kernel.release,
+                    vmlinux_sha256=kernel.vmlinux_sha256,
+                    build_seconds=kernel.build_seconds,
+                    cached=kernel.cached,
+                    error=kernel.error,
+                )
+            )
+    return tuple(arms)
+
+
+def _failed(result: TrialResult, trials: Path) -> FailedTrial:
+    return FailedTrial(
+        trial=result.id,
+        arm=result.arm,
+        cell=result.cell,
+        outcome=result.outcome.value,
+        reason=result.reason,
+        trace=result.trace,
+        rerun=result.rerun,
+        console=f"trials/{result.id}/{CONSOLE_FILE}",
+        console_tail=tail(trials / result.id / CONSOLE_FILE),
+    )
+
+
+def _status(arms: Sequence[ArmSummary], results: Sequence[TrialResult], planned: int) -> Status:
+    """``complete``: every planned trial ended well; ``failed``: not one did; else ``partial``."""
+    good = sum(item.outcome is Outcome.OK for item in results)
+    if good == 0:
+        return "failed"
+    built = all(arm.build != "failed" for arm in arms)
+    return "complete" if built and good == len(results) >= planned else "partial"

@@ -1,0 +1,232 @@
+"""Boot summaries of two arms in, a verdict for each metric out.
+
+Latencies are compared as ratios (the mean of the log ratios of the pairs: the ratio of geometric means), retries per
+fault as differences, since their base is often 0. Three cases:
+
+* One pair on a target whose time is not deterministic: nothing can be said, ``inconclusive``.
+* icount, fewer than six seeds: each pair is exact for its seed, so the verdict is what all pairs agree on. It says
+  nothing about other seeds.
+* Six pairs or more: the 95 % interval against the margin, and the permutation test after Holm's correction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from orchestrator.analysis import statistics
+from orchestrator.analysis.model import METRICS, BootSummary, Metric, MetricComparison, Verdict
+
+# A change of retries per fault below this is none, whatever its ratio: 65 of 65,536 faults, about what the exits
+# without a counter of their own amount to.
+RETRIES_MARGIN = 0.001
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One metric of paired boots, before the verdict.
+
+    ``steps`` has the pairs' effects (log ratios of latencies, differences of retries); ``bounds`` the margin on that
+    scale. ``missing`` says why there are no values, or is empty.
+    """
+
+    cell: str
+    arm: str
+    metric: Metric
+    base_values: tuple[float, ...]
+    values: tuple[float, ...]
+    steps: tuple[float, ...]
+    bounds: tuple[float, float]
+    missing: str
+
+    @property
+    def relative(self) -> bool:
+        return self.metric != "retries_per_fault"
+
+
+def value_of(boot: BootSummary, metric: Metric) -> float | None:
+    """One boot's value of a metric; None for retries where KVM's counters are missing."""
+    if metric == "retries_per_fault":
+        return None if boot.retries is None else boot.retries / boot.faults
+    return float(getattr(boot.latency, metric))
+
+
+def pair(base: Sequence[BootSummary], arm: Sequence[BootSummary]) -> tuple[tuple[BootSummary, BootSummary], ...]:
+    """Boots of two arms of one cell paired within their blocks, the k-th of one with the k-th of the other.
+
+    A boot whose partner failed has no pair and is left out.
+    """
+    blocks: dict[int, list[BootSummary]] = defaultdict(list)
+    for boot in sorted(arm, key=lambda item: (item.block, item.boot)):
+        blocks[boot.block].append(boot)
+    pairs = []
+    for boot in sorted(base, key=lambda item: (item.block, item.boot)):
+        if blocks[boot.block]:
+            pairs.append((boot, blocks[boot.block].pop(0)))
+    return tuple(pairs)
+
+
+def effect(
+    cell: str, arm: str, metric: Metric, pairs: Sequence[tuple[BootSummary, BootSummary]], margin: float, missing: str
+) -> Effect:
+    """The pairs' effects on one metric; ``missing`` is the reason to give where there is no pair."""
+    nothing = Effect(cell, arm, metric, (), (), (), (0.0, 0.0), missing or "no pair of boots")
+    found = [(value_of(left, metric), value_of(right, metric)) for left, right in pairs]
+    known = [(left, right) for left, right in found if left is not None and right is not None]
+    if not known:
+        return replace(nothing, missing="KVM's counters could not be read") if found else nothing
+    base_values, values = (tuple(side) for side in zip(*known, strict=True))
+    if metric == "retries_per_fault":
+        allowed = max(RETRIES_MARGIN, margin * float(np.mean(base_values)))
+        steps = tuple(right - left for left, right in known)
+        return Effect(cell, arm, metric, base_values, values, steps, (-allowed, allowed), "")
+    if min(*base_values, *values) <= 0:
+        return replace(nothing, missing="a latency of 0 ns has no ratio")
+    steps = tuple(math.log(right / left) for left, right in known)
+    return Effect(cell, arm, metric, base_values, values, steps, (math.log1p(-margin), math.log1p(margin)), "")
+
+
+def judge(effects: Sequence[Effect], base: str, deterministic: bool) -> tuple[MetricComparison, ...]:
+    """A verdict for each effect; p-values are corrected over all of them together."""
+    estimates = [
+        statistics.paired(np.array(item.steps)) if len(item.steps) >= 2 and not _exact(item, deterministic) else None
+        for item in effects
+    ]
+    adjusted = statistics.holm([None if found is None else found.p_value for found in estimates])
+    tests = sum(value is not None for value in adjusted)
+    return tuple(
+        _judge_one(item, base, deterministic, found, p_adjusted, tests)
+        for item, found, p_adjusted in zip(effects, estimates, adjusted, strict=True)
+    )
+
+
+def _exact(item: Effect, deterministic: bool) -> bool:
+    return deterministic and 0 < len(item.steps) < statistics.MIN_PAIRS
+
+
+def _judge_one(
+    item: Effect,
+    base: str,
+    deterministic: bool,
+    found: statistics.Estimate | None,
+    p_adjusted: float | None,
+    tests: int,
+) -> MetricComparison:
+    base_value, value, ratio = _values(item)
+    verdict: Verdict
+    ci: tuple[float | None, float | None]
+    if item.missing:
+        verdict, reason, ci, smallest = "inconclusive", item.missing, (None, None), None
+    elif _exact(item, deterministic):
+        verdict, reason = _exact_verdict(item)
+        ci = _ratios(item, min(item.steps), max(item.steps), base_value)
+        smallest = _as_change(item, max(map(abs, item.bounds)), base_value)
+    elif found is None:
+        verdict, reason, ci, smallest = "inconclusive", "one boot: its noise is not known", (None, None), None
+    else:
+        verdict, reason = _interval_verdict(item, found, p_adjusted, tests)
+        ci = _ratios(item, found.low, found.high, base_value)
+        smallest = _as_change(item, max(map(abs, item.bounds)) + found.resolution, base_value)
+    return MetricComparison(
+        cell=item.cell,
+        base=base,
+        arm=item.arm,
+        metric=item.metric,
+        base_value=base_value,
+        value=value,
+        ratio=ratio,
+        ci=ci,
+        p_value=None if found is None else found.p_value,
+        p_adjusted=p_adjusted,
+        pairs=len(item.steps),
+        smallest_effect=smallest,
+        verdict=verdict,
+        reason=reason,
+        # The slowest fault of a single pair is one event: shown, but a verdict on a cell needs more than one.
+        decides=not item.missing and not (item.metric == "max" and len(item.steps) < 2),
+    )
+
+
+def _exact_verdict(item: Effect) -> tuple[Verdict, str]:
+    low, high = item.bounds
+    seeds = "this seed" if len(item.steps) == 1 else f"these {len(item.steps)} seeds"
+    if all(step == 0 for step in item.steps):
+        return "equivalent", f"identical, exact for {seeds}"
+    if all(low <= step <= high for step in item.steps):
+        return "equivalent", f"within the margin, exact for {seeds}"
+    if all(step < low for step in item.steps):
+        return "improved", f"exact for {seeds}"
+    if all(step > high for step in item.steps):
+        return "regressed", f"exact for {seeds}"
+    return "inconclusive", f"{seeds} disagree"
+
+
+def _interval_verdict(
+    item: Effect, found: statistics.Estimate, p_adjusted: float | None, tests: int
+) -> tuple[Verdict, str]:
+    low, high = item.bounds
+    pairs = len(item.steps)
+    if pairs < statistics.MIN_PAIRS:
+        least = statistics.smallest_p(pairs)
+        return "inconclusive", f"{pairs} boots cannot decide at 5 % (smallest p {least:.2g})"
+    if low <= found.low and found.high <= high:
+        return "equivalent", "the interval lies within the margin"
+    if not (found.high < low or found.low > high):
+        return "inconclusive", "the interval crosses the margin"
+    if p_adjusted is None or p_adjusted > statistics.ALPHA:
+        needed = statistics.pairs_needed(tests)
+        more = f"; {needed} boots can" if pairs < needed else ""
+        return "inconclusive", f"{pairs} boots cannot decide at 5 % over {tests} comparisons{more}"
+    return ("improved" if found.high < low else "regressed"), f"p {p_adjusted:.2g} over {tests} comparisons"
+
+
+def _values(item: Effect) -> tuple[float | None, float | None, float | None]:
+    """Base value, value, ratio of the pairs: geometric means of latencies, arithmetic means of retries."""
+    if item.missing:
+        return None, None, None
+    base_value, value = (average(side, item.metric) for side in (item.base_values, item.values))
+    if base_value == value:
+        return base_value, value, 1.0
+    return base_value, value, value / base_value if base_value else None
+
+
+def average(values: Sequence[float], metric: Metric) -> float:
+    """One value for several boots: the geometric mean of latencies, the arithmetic mean of retries per fault."""
+    if len(set(values)) == 1:
+        return values[0]
+    if metric == "retries_per_fault" or min(values) <= 0:
+        return float(np.mean(values))
+    return math.exp(float(np.mean(np.log(values))))
+
+
+def _ratios(item: Effect, low: float, high: float, base_value: float | None) -> tuple[float | None, float | None]:
+    """An interval on the effect's scale as an interval of the ratio."""
+    if item.relative:
+        return math.exp(low), math.exp(high)
+    if not base_value:
+        return (1.0, 1.0) if low == high == 0 else (None, None)
+    return max(0.0, 1 + low / base_value), max(0.0, 1 + high / base_value)
+
+
+def _as_change(item: Effect, size: float, base_value: float | None) -> float:
+    """An effect's size as a fraction of the base; of retries over a base of 0, per fault."""
+    if item.relative:
+        return math.expm1(size)
+    return size / base_value if base_value else size
+
+
+def effects_of(
+    cell: str,
+    arm: str,
+    base_boots: Sequence[BootSummary],
+    arm_boots: Sequence[BootSummary],
+    margin: float,
+    missing: str,
+) -> tuple[Effect, ...]:
+    """All metrics of one arm against the base in one cell."""
+    pairs = pair(base_boots, arm_boots)
+    return tuple(effect(cell, arm, metric, pairs, margin, missing) for metric in METRICS)

@@ -1,0 +1,81 @@
+"""What the plots draw, computed here so that a plot computes nothing: CCDF, percentiles, latency over time."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.analysis.attribution import merged_windows
+from orchestrator.analysis.model import Line, Timeline
+from orchestrator.recording import Recording
+
+# Points kept one by one at the slow end of a curve, and points spread evenly (in log rank) over the rest: beyond
+# that a plot of a thousand pixels shows no difference.
+EXACT_TAIL, SPREAD = 60, 160
+BUCKETS = 240
+SLOW_POINTS = 150
+# Gaps narrower than this share of the time axis cannot be seen; windows across them are drawn as one.
+VISIBLE_SHARE = 1 / 800
+
+
+def ccdf(ordered_ns: NDArray[np.float64]) -> Line:
+    """Share of faults that took at least x, from latencies in ascending order; log-spaced, exact at the tail."""
+    index = _ranks(len(ordered_ns))
+    share = (len(ordered_ns) - index) / len(ordered_ns)
+    return _line(ordered_ns[index], share)
+
+
+def percentiles(ordered_ns: NDArray[np.float64]) -> Line:
+    """Latency at each quantile, x in nines: 1 is p90, 3 is p99.9. Ends at the slowest fault's own rank."""
+    count = len(ordered_ns)
+    index = _ranks(count)
+    nines = -np.log10((count - index) / count)
+    return _line(nines, ordered_ns[index])
+
+
+def timeline(recording: Recording, trial: str) -> Timeline:
+    """One boot over time, in :data:`BUCKETS` equal buckets and its :data:`SLOW_POINTS` slowest faults one by one."""
+    header = recording.header
+    length = max((header.end_tsc - header.start_tsc) / header.tsc_hz, 1e-9)
+    when = recording.since_start_ns(recording.start_tsc) * 1e-9
+    latency = recording.latency_ns()
+    bucket = np.clip((when / length * BUCKETS).astype(np.int64), 0, BUCKETS - 1)
+    maxima = np.full(BUCKETS, -1.0)
+    np.maximum.at(maxima, bucket, latency)
+    used = np.flatnonzero(maxima >= 0)
+    keep = min(SLOW_POINTS, len(latency))
+    slow = np.sort(np.argpartition(latency, len(latency) - keep)[len(latency) - keep :]) if keep else np.empty(0, int)
+    return Timeline(
+        trial=trial,
+        seconds=length,
+        maxima=_line((used + 0.5) * length / BUCKETS, maxima[used]),
+        slow=_line(when[slow], latency[slow]),
+        windows=_visible(merged_windows(recording) * 1e-9, length * VISIBLE_SHARE),
+    )
+
+
+def _visible(windows: NDArray[np.float64], gap: float) -> tuple[tuple[float, float], ...]:
+    """Windows, shape (n, 2), with gaps narrower than ``gap`` closed."""
+    if len(windows) == 0:
+        return ()
+    first = np.flatnonzero(np.concatenate(([True], windows[1:, 0] - windows[:-1, 1] > gap)))
+    last = np.concatenate((first[1:] - 1, [len(windows) - 1]))
+    pairs = zip(windows[first, 0], windows[last, 1], strict=True)
+    return tuple((_round(start), _round(end)) for start, end in pairs)
+
+
+def _ranks(count: int) -> NDArray[np.int64]:
+    """Ascending indices into ``count`` ordered values: the slowest one by one, the rest evenly in log(rank)."""
+    tail = np.arange(max(0, count - EXACT_TAIL), count)
+    spread = count - np.unique(np.geomspace(1, count, SPREAD).astype(np.int64))
+    even = np.linspace(0, count - 1, SPREAD).astype(np.int64)
+    return np.unique(np.concatenate((tail, spread, even)))
+
+
+def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> Line:
+    return Line(tuple(map(_round, x)), tuple(map(_round, y)))
+
+
+def _round(value: float) -> float:
+    """Seven significant digits: far more than a pixel, and a file that does not differ by the last bit."""
+    return float(f"{value:.7g}")

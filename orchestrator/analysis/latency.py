@@ -1,0 +1,93 @@
+"""Samples of one boot in, its summary out: latencies, VM exits, retries."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.analysis.model import Latency
+from orchestrator.recording import Recording
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
+
+# Exits that have a counter of their own and are no page fault (names as in KVM's debugfs, Linux 5.10,
+# arch/x86/kvm/x86.c: debugfs_entries). Where each is counted:
+#   io_exits      io_interception()/handle_io(): the flat guest's reports
+#   irq_exits     intr_interception()/handle_external_interrupt(): a host interrupt, the timer tick above all
+#   irq_window, nmi_window   interrupt_window_interception(), iret_interception()
+#   halt_exits    kvm_vcpu_halt()
+#   hypercalls    kvm_emulate_hypercall()
+#   invlpg        kvm_mmu_invlpg(), intercepted under shadow paging only
+#   pf_guest      kvm_inject_page_fault(): a fault that the guest's own page tables ask for (shadow paging)
+#   insn_emulation   x86_decode_emulated_instruction(): MMIO, writes to shadowed page tables. It contains
+#                    mmio_exits (x86_emulate_instruction()), which is therefore used only where it is missing.
+# request_irq and signal_exits are returns to the VMM without a VM exit of their own: not taken off.
+NOT_FAULTS = ("io_exits", "irq_exits", "irq_window", "nmi_window", "halt_exits", "hypercalls", "invlpg", "pf_guest")
+
+# How far below zero the difference may be and still mean "none": the two readings of the counters are not one
+# instant, and a page-table page under shadow paging is counted in pf_fixed and insn_emulation.
+SLACK_FAULTS, SLACK_SHARE = 16, 0.001
+
+
+def summarise(sorted_cycles: NDArray[np.uint64], tsc_hz: int) -> Latency:
+    """Latency of one boot from its cycles in ascending order, shape (faults,), at least one."""
+    count = len(sorted_cycles)
+    to_ns = 1e9 / tsc_hz
+    ranks = {name: max(0, int(np.ceil(quantile * count - 1e-9)) - 1) for name, quantile in QUANTILES.items()}
+    return Latency(
+        mean=float(sorted_cycles.mean()) * to_ns,
+        max=float(sorted_cycles[-1]) * to_ns,
+        **{name: float(sorted_cycles[rank]) * to_ns for name, rank in ranks.items()},
+    )
+
+
+def exits(recording: Recording) -> int | None:
+    """VM exits during the measured rounds: ``exits``, which vcpu_enter_guest() (5.10) counts once an entry.
+
+    None where the kernel's statistics could not be read.
+    """
+    return recording.counter("exits") if recording.header.has_counters else None
+
+
+def retries(recording: Recording) -> int | None:
+    """Page-fault exits that installed nothing, so that the guest had to fault again; None without the counters.
+
+    Linux 5.10 has no counter for them. Each VM exit is counted once (``exits``: vcpu_enter_guest()), each fault that
+    installed its SPTE once (``pf_fixed``: __direct_map(), FNAME(fetch)(), tdp_mmu_map_handle_target_level()). When
+    mmu_notifier_retry() holds, direct_page_fault() and FNAME(page_fault)() leave with RET_PF_RETRY before they reach
+    these, so a retry is what is left over:
+
+        retries = exits - pf_fixed - (exits of another kind, :data:`NOT_FAULTS`)
+
+    Also left over, and so counted here: faults that found the SPTE there (RET_PF_SPURIOUS: another vCPU was faster;
+    the default TDP MMU of 5.10 is off, with it on they are in pf_fixed), faults mended by fast_page_fault(), and
+    exits without a counter (CPUID, MSR, CR and DR accesses), which the flat guest does not cause while it measures.
+    The quiet cell is the control: it must show none.
+
+    Since 5.19 (1075d41efdfe, "Expand and clean up page fault stats") the kernel counts faults themselves:
+    ``pf_taken``, less those ``pf_fixed``, emulated, spurious, or passed on to the guest.
+
+    A difference slightly below zero is none (see :data:`SLACK_FAULTS`); one far below says that this kernel counts
+    otherwise, and is None.
+    """
+    if not recording.header.has_counters:
+        return None
+    fixed = recording.counter("pf_fixed")
+    taken, every = recording.counter("pf_taken"), recording.counter("exits")
+    if fixed is None or (taken is None and every is None):
+        return None
+    if taken is not None:
+        left = taken - fixed - sum(_moved(recording, name) for name in ("pf_emulate", "pf_spurious", "pf_guest"))
+    else:
+        emulated = recording.counter("insn_emulation")
+        others = sum(_moved(recording, name) for name in NOT_FAULTS)
+        others += emulated if emulated is not None else _moved(recording, "mmio_exits")
+        left = (every or 0) - fixed - others
+    if left < -max(SLACK_FAULTS, int(len(recording.page) * SLACK_SHARE)):
+        return None
+    return max(0, left)
+
+
+def _moved(recording: Recording, name: str) -> int:
+    """How far a counter moved; 0 for one that this kernel does not have, since nothing is then counted under it."""
+    return recording.counter(name) or 0

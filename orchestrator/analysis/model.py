@@ -1,0 +1,324 @@
+"""What the analysis comes to: frozen dataclasses that are saved as JSON and from which every report is made.
+
+Nothing here computes. Latencies are nanoseconds of the host's clock (virtual time under icount); a value that could
+not be measured is ``None``, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.errors import StoreError
+
+Metric = Literal["mean", "p50", "p90", "p99", "p99_9", "max", "retries_per_fault"]
+Verdict = Literal["improved", "regressed", "equivalent", "inconclusive"]
+CellVerdict = Literal["improved", "regressed", "mixed", "equivalent", "inconclusive"]
+Status = Literal["complete", "partial", "failed"]
+CheckStatus = Literal["held", "failed", "not covered"]
+
+LATENCY_METRICS: Final[tuple[Metric, ...]] = ("mean", "p50", "p90", "p99", "p99_9", "max")
+METRICS: Final[tuple[Metric, ...]] = (*LATENCY_METRICS, "retries_per_fault")
+COMPARISON_FILE, CURVES_FILE = "comparison.json", "curves.json"
+
+
+class Kernel(Protocol):
+    """What the analysis asks of a built (or not built) kernel; ``kernel.build.BuiltKernel`` is one."""
+
+    @property
+    def arm(self) -> str: ...
+    @property
+    def build(self) -> Literal["ok", "failed"]: ...
+    @property
+    def release(self) -> str: ...
+    @property
+    def vmlinux_sha256(self) -> str: ...
+    @property
+    def build_seconds(self) -> float: ...
+    @property
+    def cached(self) -> bool: ...
+    @property
+    def error(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Quantiles of one boot's faults, ns. Quantiles are nearest-rank: each is a latency that did occur."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    p99_9: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The faults of one cell and arm, sorted by what the storm did meanwhile; see ``analysis/attribution.py``.
+
+    ``unrelated``: an invalidation was in progress, none of them over the faulting page. ``needed``: one was over it.
+    Times are sums of latencies, ns. ``window_share`` is the part of the measured time that a window covers: what
+    chance alone would put inside one.
+    """
+
+    faults: int
+    unrelated: int
+    needed: int
+    total_ns: float
+    unrelated_ns: float
+    needed_ns: float
+    slowest: int
+    slowest_unrelated: int
+    slowest_needed: int
+    windows: int
+    window_share: float
+
+
+@dataclass(frozen=True)
+class BootSummary:
+    """One boot that ended well: the unit of replication. ``exits`` and ``retries`` are None without KVM counters."""
+
+    trial: str
+    boot: int
+    block: int
+    seed: int
+    faults: int
+    latency: Latency
+    exits: int | None
+    retries: int | None
+    attribution: Attribution
+
+
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial whose outcome is not ``ok``. ``console`` is relative to the run's folder, ``console_tail`` its end."""
+
+    trial: str
+    arm: str
+    cell: str
+    outcome: str
+    reason: str
+    trace: tuple[str, ...]
+    rerun: str
+    console: str
+    console_tail: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm's kernel. ``build`` is ``not built`` when the run has not come to it; ``error`` has compiler lines."""
+
+    name: str
+    patches: tuple[str, ...]
+    build: Literal["ok", "failed", "not built"]
+    release: str
+    vmlinux_sha256: str
+    build_seconds: float
+    cached: bool
+    error: str
+
+
+@dataclass(frozen=True)
+class CellInfo:
+    """What a cell is, for people. ``control`` says what it must show, or is empty."""
+
+    name: str
+    storm: str
+    placement: str
+    tdp: bool
+    vcpus: int
+    page: str
+    control: Literal["", "quiet", "other-process", "overlap"]
+
+
+@dataclass(frozen=True)
+class CellSummary:
+    """One arm in one cell, over its boots.
+
+    ``boots`` counts those that ended well; latencies are geometric means over them of each boot's value, retries
+    arithmetic means. ``outcome`` is ``ok`` if every boot was, else the first other outcome, ``build failed`` or
+    ``not run``. ``faults`` is the sum over boots.
+    """
+
+    cell: str
+    arm: str
+    boots: int
+    outcome: str
+    faults: int
+    latency: Latency | None
+    exits_per_fault: float | None
+    retries_per_fault: float | None
+    attribution: Attribution | None
+    per_boot: tuple[BootSummary, ...]
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    """One metric of one arm against the base in one cell; lower is better in all of them.
+
+    ``ratio`` is value / base_value (None where the base is 0 and the value is not). ``ci`` is the 95 % interval of
+    the ratio; under one icount seed both ends are the ratio. ``p_value`` is the paired permutation test's,
+    ``p_adjusted`` after Holm's correction over the whole run. ``smallest_effect`` is the smallest change that this
+    run could have called, as a fraction of the base (absolute per fault for retries over a base of 0).
+    ``decides`` is False for a metric that is shown but does not count towards the cell's verdict.
+    """
+
+    cell: str
+    base: str
+    arm: str
+    metric: Metric
+    base_value: float | None
+    value: float | None
+    ratio: float | None
+    ci: tuple[float | None, float | None]
+    p_value: float | None
+    p_adjusted: float | None
+    pairs: int
+    smallest_effect: float | None
+    verdict: Verdict
+    reason: str
+    decides: bool
+
+
+@dataclass(frozen=True)
+class CellComparison:
+    """The verdict of one arm in one cell and the sentence that gives its figures."""
+
+    cell: str
+    arm: str
+    verdict: CellVerdict
+    summary: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check on one cell (empty: the whole run) and arm. ``not covered`` is no success: nothing was tested."""
+
+    name: str
+    arm: str
+    cell: str
+    status: CheckStatus
+    why: str
+
+
+@dataclass(frozen=True)
+class PlotTitles:
+    """The finding that each plot shows, in one line."""
+
+    tail: str
+    percentiles: str
+    timeline: str
+    retries: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a report says, finished; ``cells`` and ``arms`` in the experiment's order, base first."""
+
+    schema: int
+    run: str
+    name: str
+    description: str
+    status: Status
+    accel: str
+    margin: float
+    planned: int
+    done: int
+    arms: tuple[ArmSummary, ...]
+    cells: tuple[CellInfo, ...]
+    summaries: tuple[CellSummary, ...]
+    comparisons: tuple[MetricComparison, ...]
+    verdicts: tuple[CellComparison, ...]
+    checks: tuple[CheckResult, ...]
+    failures: tuple[FailedTrial, ...]
+    headlines: tuple[str, ...]
+    titles: PlotTitles
+    why: tuple[str, ...]
+    sure: tuple[str, ...]
+
+    @property
+    def base(self) -> str:
+        return self.arms[0].name
+
+    def summary(self, cell: str, arm: str) -> CellSummary:
+        """The summary of one arm in one cell; there is one for each, run or not."""
+        return next(item for item in self.summaries if (item.cell, item.arm) == (cell, arm))
+
+    def metrics(self, cell: str, arm: str) -> Mapping[Metric, MetricComparison]:
+        """An arm's comparisons in one cell, by metric."""
+        return {item.metric: item for item in self.comparisons if (item.cell, item.arm) == (cell, arm)}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve, x and y of one length."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One boot over time: x in seconds since the measured rounds began, y in ns.
+
+    ``maxima`` has the slowest fault of each bucket, ``slow`` single faults that stand out, ``windows`` the storm's
+    merged intervals as (start, end) in seconds.
+    """
+
+    trial: str
+    seconds: float
+    maxima: Line
+    slow: Line
+    windows: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class CellCurves:
+    """What the plots draw of one arm in one cell. ``ccdf``: ns against the share of faults that took longer or as
+    long. ``percentiles``: nines (``-log10(1 - quantile)``) against ns."""
+
+    cell: str
+    arm: str
+    ccdf: Line
+    percentiles: Line
+    timeline: Timeline
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All curves of a run; only cells and arms with at least one good boot are in it."""
+
+    schema: int
+    curves: tuple[CellCurves, ...]
+
+    def get(self, cell: str, arm: str) -> CellCurves | None:
+        return next((item for item in self.curves if (item.cell, item.arm) == (cell, arm)), None)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What :func:`orchestrator.analysis.analyse.analyse` returns."""
+
+    comparison: Comparison
+    curves: Curves
+
+
+Saved = TypeVar("Saved", Comparison, Curves)
+
+
+def to_json(value: Comparison | Curves) -> bytes:
+    """The JSON form of a comparison or of curves; :func:`from_json` gives back an equal value."""
+    return TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n"
+
+
+def from_json(kind: type[Saved], path: Path) -> Saved:
+    """Read what :func:`to_json` made; raises :class:`StoreError` if the file is missing or of another schema."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StoreError(f"cannot read {path}: {error}", hint="orch run CONFIG (makes it again)") from error

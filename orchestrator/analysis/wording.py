@@ -1,0 +1,274 @@
+"""The sentences of a report: headlines, why, how sure. Figures come from the comparison, none is computed twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from orchestrator.analysis import statistics
+from orchestrator.analysis.model import (
+    ArmSummary,
+    Attribution,
+    CellComparison,
+    CellInfo,
+    CellSummary,
+    CellVerdict,
+    CheckResult,
+    FailedTrial,
+    Metric,
+    MetricComparison,
+    PlotTitles,
+)
+from orchestrator.experiment import Storm
+
+LABELS: dict[Metric, str] = {
+    "mean": "mean", "p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9", "max": "max",
+    "retries_per_fault": "retries",
+}  # fmt: skip
+CALLS = {
+    "madvise_dontneed": "madvise(DONTNEED)", "madvise_free": "madvise(FREE)", "madvise_pageout": "madvise(PAGEOUT)",
+    "munmap": "munmap+mmap", "mprotect": "mprotect", "mremap": "mremap",
+}  # fmt: skip
+PLACES = {
+    "outside": "outside every memslot", "disjoint": "in a memslot, away from the faults",
+    "adjacent": "next to the faulting pages", "overlap": "over the faulting pages",
+    "other-process": "in another process",
+}  # fmt: skip
+SHOWN_METRICS = 3
+
+
+def storm_text(storm: Storm | None) -> str:
+    """A cell's storm in words."""
+    if storm is None:
+        return "quiet host"
+    mib, left = divmod(storm.size_kib, 1024)
+    size = f"{storm.size_kib} KiB" if left or not mib else f"{mib} MiB"
+    words = [f"{CALLS[storm.op]} of {size} {PLACES[storm.placement]}"]
+    if storm.threads > 1:
+        words.append(f"{storm.threads} threads")
+    if storm.period_us:
+        words.append(f"every {storm.period_us} µs")
+    if storm.preempted:
+        words.append("preempted")
+    if storm.hogs:
+        words.append(f"{storm.hogs} hog{'s' if storm.hogs > 1 else ''}")
+    return ", ".join(words)
+
+
+def change(item: MetricComparison) -> str:
+    """``p50 +0.4 %``, ``retries -98.1 %``, ``retries 0 -> 0.01``, ``p50 n/a``."""
+    label = LABELS[item.metric]
+    if item.base_value is None or item.value is None:
+        return f"{label} n/a"
+    if item.ratio is None:
+        return f"{label} 0 → {item.value:.3g}"
+    return f"{label} {percent(item.ratio - 1)}"
+
+
+def percent(fraction: float) -> str:
+    """A change as ``+0.4 %``, ``−98.1 %`` or ``±0 %``, with a real minus."""
+    if fraction == 0:
+        return "±0 %"
+    size = abs(fraction) * 100
+    if size < 0.05:
+        digits = f"{size:.2g}" if size >= 0.01 else "<0.01"
+    else:
+        digits = f"{size:.1f}" if size < 100 else f"{size:.0f}"
+    return f"{'+' if fraction > 0 else '−'}{digits} %"
+
+
+def cell_verdict(cell: str, arm: str, metrics: Sequence[MetricComparison]) -> CellComparison:
+    """One verdict for a cell: of the metrics that decide, any improved or regressed (both: mixed), else all equal."""
+    deciding = [item for item in metrics if item.decides]
+    kinds = {item.verdict for item in deciding}
+    verdict: CellVerdict
+    if "improved" in kinds and "regressed" in kinds:
+        verdict = "mixed"
+    elif "improved" in kinds:
+        verdict = "improved"
+    elif "regressed" in kinds:
+        verdict = "regressed"
+    else:
+        verdict = "equivalent" if kinds == {"equivalent"} else "inconclusive"
+    if not deciding:
+        return CellComparison(cell, arm, verdict, metrics[0].reason)
+    moved = sorted((item for item in metrics if item.verdict in ("improved", "regressed")), key=_weight, reverse=True)
+    shown = moved[:SHOWN_METRICS]
+    by_metric = {item.metric: item for item in metrics}
+    # A change of the tail alone says little without the middle, and the other way round.
+    shown += [by_metric[name] for name in ("p50", "p99_9") if by_metric[name] not in moved]
+    text = ", ".join(change(item) for item in shown)
+    if verdict == "inconclusive":
+        reasons = {item.reason for item in deciding if item.verdict == "inconclusive"}
+        text += f" ({min(reasons, key=len)})"
+    return CellComparison(cell, arm, verdict, text)
+
+
+def _weight(item: MetricComparison) -> tuple[bool, float]:
+    """Order of mention: retries first (the mechanism), then by size of change."""
+    size = math.inf if not item.ratio else abs(math.log(item.ratio))
+    return item.metric == "retries_per_fault", size
+
+
+def headline(
+    arm: ArmSummary,
+    metrics: Sequence[MetricComparison],
+    verdicts: Sequence[CellComparison],
+    checks: Sequence[CheckResult],
+    failures: Sequence[FailedTrial],
+) -> str:
+    """One arm in one line: how many cells improved and regressed, the strongest figures, the checks."""
+    if arm.build != "ok":
+        return f"{arm.name}: {'build failed' if arm.build == 'failed' else 'not built'}, nothing measured"
+    ours = [item for item in verdicts if item.arm == arm.name]
+    parts = []
+    for kind in ("improved", "mixed", "regressed"):
+        cells = [item.cell for item in ours if item.verdict == kind]
+        if cells or kind != "mixed":
+            figures = _strongest([item for item in metrics if item.arm == arm.name and item.cell in cells], kind)
+            parts.append(f"{kind} {_count(len(cells), 'cell')}{figures}")
+    for kind in ("equivalent", "inconclusive"):
+        count = sum(item.verdict == kind for item in ours)
+        if count:
+            parts.append(f"{kind} {count}")
+    bad = [item for item in failures if item.arm == arm.name]
+    if bad:
+        kinds = ", ".join(dict.fromkeys(item.outcome for item in bad))
+        parts.append(f"{_count(len(bad), 'trial')} did not end well ({kinds})")
+    return f"{arm.name}: {', '.join(parts)}; checks: {checks_text(checks, arm.name)}"
+
+
+def checks_text(checks: Sequence[CheckResult], arm: str) -> str:
+    """``all 12 held``, or what failed and what was not covered; the base's own and the run's count for every arm."""
+    failed = list(dict.fromkeys(item.name for item in checks if item.status == "failed"))
+    ours = [item for item in checks if item.arm in ("", arm)]
+    open_ = sum(item.status == "not covered" for item in ours)
+    if not checks:
+        return "none asked for"
+    if failed:
+        mine = [name for name in failed if any(item.name == name and item.status == "failed" for item in ours)]
+        return f"{', '.join(mine)} FAILED" if mine else f"held here, {', '.join(failed)} FAILED in another arm"
+    return f"{_count(open_, 'check')} not covered, the others held" if open_ else f"all {len(ours)} held"
+
+
+def _strongest(metrics: Sequence[MetricComparison], kind: str) -> str:
+    """The largest change of retries and of the largest other metric that moved this way, in brackets."""
+    moved = [item for item in metrics if item.verdict == kind or (kind == "mixed" and item.verdict == "regressed")]
+    best: dict[bool, MetricComparison] = {}
+    for item in sorted(moved, key=_weight, reverse=True):
+        best.setdefault(item.metric == "retries_per_fault", item)
+    shown = [change(best[key]) for key in (True, False) if key in best]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def why_lines(cells: Sequence[CellInfo], arms: Sequence[str], summaries: Sequence[CellSummary]) -> tuple[str, ...]:
+    """For each cell with a storm: what the slowest faults of each arm had in common, chance beside it."""
+    found = {(item.cell, item.arm): item.attribution for item in summaries}
+    lines = []
+    for cell in cells:
+        parts: list[str] = []
+        for arm in arms:
+            sums = found.get((cell.name, arm))
+            if sums is not None and sums.windows and cell.control != "other-process":
+                parts.append(_why(arm, sums, first=not parts))
+        if parts:
+            lines.append(f"{cell.name}: {'; '.join(parts)}.")
+    return tuple(lines)
+
+
+def _why(arm: str, sums: Attribution, first: bool) -> str:
+    if first:
+        text = (
+            f"of the {sums.slowest} slowest faults in {arm}, {sums.slowest_unrelated} overlap an invalidation window in"
+            f" progress that is unrelated to their page, {sums.slowest_needed} one over it"
+        )
+    else:
+        text = f"in {arm}, {sums.slowest_unrelated} and {sums.slowest_needed}"
+    inside = (sums.unrelated + sums.needed) / sums.faults
+    time = (sums.unrelated_ns + sums.needed_ns) / sums.total_ns
+    return f"{text} (of all faults {share(inside)}; windows cover {share(sums.window_share)} of the time)" + (
+        f", and {share(time)} of the time in faults was spent so" if first else f", {share(time)}"
+    )
+
+
+def share(fraction: float) -> str:
+    """A share as ``0.1 %`` or ``41 %``."""
+    size = fraction * 100
+    return f"{size:.0f} %" if size >= 10 or size == 0 else f"{size:.1f} %" if size >= 0.05 else "<0.1 %"
+
+
+def plot_titles(
+    metrics: Sequence[MetricComparison], summaries: Sequence[CellSummary], arms: Sequence[str]
+) -> PlotTitles:
+    """What each plot shows, as one line: verdicts counted over cells, the slow faults counted over windows."""
+    slow = []
+    for arm in arms:
+        sums = [item.attribution for item in summaries if item.arm == arm and item.attribution]
+        sums = [item for item in sums if item.windows]
+        inside = sum(item.slowest_unrelated + item.slowest_needed for item in sums)
+        slow.append(f"{inside} of {sum(item.slowest for item in sums)} in {arm}")
+    return PlotTitles(
+        tail=f"Slowest faults (p99.9): {_tally(metrics, 'p99_9', arms)}",
+        percentiles=f"Typical fault (p50): {_tally(metrics, 'p50', arms)}",
+        timeline=f"Slowest faults that met a storm window: {', '.join(slow)}",
+        retries=f"Retries per fault: {_tally(metrics, 'retries_per_fault', arms)}",
+    )
+
+
+def _tally(metrics: Sequence[MetricComparison], metric: Metric, arms: Sequence[str]) -> str:
+    """``v1 better in 3 of 7 cells, worse in 1``; ``v1 equivalent in all 7 cells``."""
+    words = {"improved": "better", "regressed": "worse", "equivalent": "equivalent", "inconclusive": "undecided"}
+    parts = []
+    for arm in arms[1:]:
+        ours = [item.verdict for item in metrics if (item.arm, item.metric) == (arm, metric)]
+        counts = [(word, ours.count(kind)) for kind, word in words.items() if kind in ours]
+        if len(counts) == 1:
+            parts.append(f"{arm} {counts[0][0]} in {'all ' if len(ours) > 1 else ''}{_count(len(ours), 'cell')}")
+        else:
+            first = f"{counts[0][0]} in {counts[0][1]} of {len(ours)} cells"
+            parts.append(f"{arm} " + ", ".join([first, *(f"{word} in {count}" for word, count in counts[1:])]))
+    return "; ".join(parts) or f"{arms[0]} alone"
+
+
+def sure_lines(accel: str, margin: float, metrics: Sequence[MetricComparison], pairs: int) -> tuple[str, ...]:
+    """How sure a reader may be: what the verdicts rest on and what this run could not have seen."""
+    lines = [
+        f"Lower is better in every metric. A change within ±{margin * 100:g} % (retries: or 0.001 per fault) is equivalent."
+    ]
+    tests = sum(item.p_value is not None for item in metrics)
+    if pairs == 0:
+        lines.append("No cell has a good boot of both arms: nothing was compared.")
+    elif accel == "icount" and pairs < statistics.MIN_PAIRS:
+        seeds = "this one seed" if pairs == 1 else f"these {pairs} seeds"
+        lines.append(
+            f"icount: time is instructions executed, so every figure is exact and repeatable for {seeds}, and a"
+            f" difference of zero is zero. It says nothing about other seeds, caches, or real time. The maximum of one"
+            f" seed is a single fault: it is shown and does not decide a cell."
+        )
+    elif pairs == 1:
+        lines.append("One boot of each arm: its noise is not known, so every verdict is inconclusive.")
+    else:
+        lines.append(
+            f"{pairs} boots of each arm, paired by block; 95 % bootstrap intervals, paired permutation test,"
+            f" Holm-corrected over {tests} comparisons. Smallest p that {pairs} boots can reach:"
+            f" {statistics.smallest_p(pairs):.2g}; {statistics.pairs_needed(tests)} boots reach 5 % corrected."
+        )
+    lines.extend(_smallest(metrics))
+    return tuple(lines)
+
+
+def _smallest(metrics: Sequence[MetricComparison]) -> list[str]:
+    """The smallest effect that this run could have seen in its least sensitive cell, by metric."""
+    worst: dict[Metric, float] = {}
+    for item in metrics:
+        if item.smallest_effect is not None and (item.metric != "retries_per_fault" or item.base_value):
+            worst[item.metric] = max(worst.get(item.metric, 0.0), item.smallest_effect)
+    sizes = {LABELS[name]: percent(size)[1:] for name, size in worst.items() if name != "retries_per_fault"}
+    if len(set(sizes.values())) == 1:
+        return [f"Smallest change of a latency that this run could have called: {next(iter(sizes.values()))}."]
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return [f"Smallest change this run could have called, in its least sensitive cell: {listed}."] if sizes else []
