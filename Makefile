@@ -1,0 +1,38 @@
+# The two commands that matter: `make run` and `make test`. `make help` lists the rest.
+
+PYTHON := .venv/bin/python
+ORCH := .venv/bin/orch
+CONFIG ?= configs/quickstart.yaml
+RESULTS ?= results
+
+.PHONY: help setup run check test bench clean
+
+help:
+	@echo 'make setup   install what is missing: Debian packages, .venv with this project'
+	@echo 'make run     setup, then the default experiment: from the mail to the verdict'
+	@echo '             (CONFIG=configs/quickstart.yaml RESULTS=results)'
+	@echo 'make test    setup, then every test, the ones with kernels and QEMU included'
+	@echo 'make check   style, types, and the guest programs compiled with all warnings as errors'
+	@echo 'make bench   setup, then how long each stage takes on this machine'
+	@echo 'make clean   remove what make check and make test leave behind (results and caches stay)'
+
+setup:
+	@scripts/setup
+
+run: setup
+	@$(ORCH) run $(CONFIG) --results $(RESULTS)
+
+test: setup
+	@$(PYTHON) -m pytest
+
+check: setup
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@$(MAKE) --no-print-directory -C guests check
+
+bench: setup
+	@$(PYTHON) -m benchmarks
+
+clean:
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build guests/build
