@@ -72,11 +72,9 @@ class GitSource:
     # No leading "-" (git would read an option), no "::" (git's remote helpers run commands).
     repository: Annotated[
         str,
-        Field(
-            pattern=r"^(?:(?:https?|git|ssh|file)://)?[^\s:-][^\s]*$", description="address or path of the repository"
-        ),
+        Field(pattern=r"^(?:(?:https?|git|ssh|file)://)?[^\s:-][^\s]*$", description="an address or path, no '::'"),
     ]
-    ref: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./^~@+-]*$", description="tag, branch or commit")]
+    ref: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./^~@+-]*$", description="a tag, branch or commit")]
 
     def __post_init__(self) -> None:
         if "::" in self.repository:
