@@ -100,7 +100,7 @@ def analyse(
         failures=failures,
         headlines=tuple(wording.headline(arm, metrics, verdicts, checks, failures) for arm in arms[1:])
         or (f"{arms[0].name}: no other arm to compare with; checks: {wording.checks_text(checks, arms[0].name)}",),
-        titles=wording.plot_titles(metrics, summaries, [arm.name for arm in arms]),
+        titles=wording.plot_titles(metrics, summaries, cells, [arm.name for arm in arms]),
         why=wording.why_lines(cells, [arm.name for arm in arms], summaries),
         sure=wording.sure_lines(accel, experiment.report.margin, metrics, pairs),
     )

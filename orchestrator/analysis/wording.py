@@ -181,17 +181,14 @@ def why_lines(cells: Sequence[CellInfo], arms: Sequence[str], summaries: Sequenc
 
 
 def _why(arm: str, sums: Attribution, first: bool) -> str:
-    if first:
-        text = (
-            f"of the {sums.slowest} slowest faults in {arm}, {sums.slowest_unrelated} overlap an invalidation window in"
-            f" progress that is unrelated to their page, {sums.slowest_needed} one over it"
-        )
-    else:
-        text = f"in {arm}, {sums.slowest_unrelated} and {sums.slowest_needed}"
-    inside = (sums.unrelated + sums.needed) / sums.faults
-    time = (sums.unrelated_ns + sums.needed_ns) / sums.total_ns
-    return f"{text} (of all faults {share(inside)}; windows cover {share(sums.window_share)} of the time)" + (
-        f", and {share(time)} of the time in faults was spent so" if first else f", {share(time)}"
+    time = share((sums.unrelated_ns + sums.needed_ns) / sums.total_ns)
+    windows = share(sums.window_share)
+    if not first:
+        return f"{arm}: {sums.slowest_unrelated} and {sums.slowest_needed}, {time}, {windows}"
+    return (
+        f"of the {sums.slowest} slowest faults in {arm}, {sums.slowest_unrelated} overlap an invalidation in progress"
+        f" that is unrelated to their page, {sums.slowest_needed} one over it; faults that overlap one took {time} of"
+        f" all time in faults, and windows cover {windows} of the run"
     )
 
 
@@ -202,12 +199,17 @@ def share(fraction: float) -> str:
 
 
 def plot_titles(
-    metrics: Sequence[MetricComparison], summaries: Sequence[CellSummary], arms: Sequence[str]
+    metrics: Sequence[MetricComparison],
+    summaries: Sequence[CellSummary],
+    cells: Sequence[CellInfo],
+    arms: Sequence[str],
 ) -> PlotTitles:
     """What each plot shows, as one line: verdicts counted over cells, the slow faults counted over windows."""
     slow = []
+    # A storm in another process is on nobody's way: it would only dilute the count.
+    own = {cell.name for cell in cells if cell.control != "other-process"}
     for arm in arms:
-        sums = [item.attribution for item in summaries if item.arm == arm and item.attribution]
+        sums = [item.attribution for item in summaries if item.arm == arm and item.cell in own and item.attribution]
         sums = [item for item in sums if item.windows]
         inside = sum(item.slowest_unrelated + item.slowest_needed for item in sums)
         slow.append(f"{inside} of {sum(item.slowest for item in sums)} in {arm}")
@@ -237,7 +239,8 @@ def _tally(metrics: Sequence[MetricComparison], metric: Metric, arms: Sequence[s
 def sure_lines(accel: str, margin: float, metrics: Sequence[MetricComparison], pairs: int) -> tuple[str, ...]:
     """How sure a reader may be: what the verdicts rest on and what this run could not have seen."""
     lines = [
-        f"Lower is better in every metric. A change within ±{margin * 100:g} % (retries: or 0.001 per fault) is equivalent."
+        f"Lower is better in every metric. A change within ±{margin * 100:g} % (retries: or 0.001 per fault) is called"
+        " equivalent."
     ]
     tests = sum(item.p_value is not None for item in metrics)
     if pairs == 0:

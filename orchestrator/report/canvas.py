@@ -1,0 +1,125 @@
+"""The frame of every plot: its size, the finding above, how each arm is drawn, and a grid of panels.
+
+Places are in inches and fixed. matplotlib's automatic layouts draw everything several times to measure it, which took
+most of the time of a report.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from orchestrator.report.style import clean, duration
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; yellow is left out (too pale on paper). The dash
+# pattern, the marker and the hatch tell the same without colour.
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+DASHES: Final[tuple[Any, ...]] = (
+    "solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (8, 2)),
+)  # fmt: skip
+MARKERS: Final = ("o", "s", "^", "D", "v", "P")
+HATCHES: Final = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
+INK, FAINT, SHADE = "#1b1f24", "#c9ced6", "#b9bec6"
+
+WIDTH_IN = 7.6
+RIGHT_IN = 0.14
+# Any: matplotlib types each key of this mapping as a literal.
+RC: Final[Any] = {
+    "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.linewidth": 0.7, "grid.color": FAINT,
+    "grid.linewidth": 0.5, "lines.linewidth": 1.6, "axes.grid": True, "axes.axisbelow": True, "hatch.linewidth": 0.8,
+    # A cell's name may hold a dollar; it is no formula. The fixed salt makes two drawings of one run equal.
+    "text.parse_math": False, "svg.hashsalt": "orch", "svg.fonttype": "path",
+}  # fmt: skip
+# What the plots' font can draw; anything else in a name is shown as a question mark, not as an empty box.
+EXTRA = "−–→±µ×…·"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows and columns of panels; all lengths in inches. ``left`` and ``below`` leave room for ticks and labels,
+    ``above`` for a panel's title."""
+
+    rows: int
+    columns: int
+    panel: float
+    left: float = 0.78
+    below: float = 0.46
+    above: float = 0.42
+
+
+def plain(text: str) -> str:
+    """A name as the plots' font can draw it."""
+    return "".join(char if char in EXTRA or ord(char) < 0x180 else "?" for char in clean(text))
+
+
+def short(text: str, length: int) -> str:
+    """A name that fits: the middle gives way, since names differ at their ends."""
+    whole = plain(text)
+    keep = (length - 1) // 2
+    return whole if len(whole) <= length else f"{whole[:keep]}…{whole[len(whole) - keep :]}"
+
+
+def frame(
+    title: str, grid: Grid, arms: Sequence[str], *, bars: bool = False, extra: Sequence[Artist] = ()
+) -> tuple[Figure, list[Axes]]:
+    """A figure with its finding and its key, and its panels row by row. ``bars``: the key shows bars, not lines."""
+    head = textwrap.fill(plain(title), 82)
+    head_in = 0.12 + 0.2 * (head.count("\n") + 1)
+    top_in = head_in + 0.34
+    step = grid.above + grid.panel + grid.below
+    height = top_in + grid.rows * step
+    figure = Figure(figsize=(WIDTH_IN, height), facecolor="white")
+    figure.text(0.1 / WIDTH_IN, 1 - 0.1 / height, head, va="top", ha="left", fontsize=11, fontweight="bold")
+    key: list[Artist] = [_key(index, arm, bars) for index, arm in enumerate(arms)]
+    figure.legend(
+        handles=[*key, *extra], loc="upper left", bbox_to_anchor=(0.03 / WIDTH_IN, 1 - head_in / height),
+        ncols=len(arms) + len(extra), frameon=False, handlelength=3.2, borderaxespad=0.2, fontsize=9,
+    )  # fmt: skip
+    wide = (WIDTH_IN - RIGHT_IN) / grid.columns
+    axes = [
+        figure.add_axes(
+            (
+                (column * wide + grid.left) / WIDTH_IN,
+                1 - (top_in + row * step + grid.above + grid.panel) / height,
+                (wide - grid.left - 0.06) / WIDTH_IN,
+                grid.panel / height,
+            )
+        )
+        for row in range(grid.rows)
+        for column in range(grid.columns)
+    ]
+    return figure, axes
+
+
+def _key(index: int, arm: str, bars: bool) -> Artist:
+    # A leading underscore would hide the entry.
+    label = short(arm, 24).lstrip("_") or "?"
+    if bars:
+        return Patch(
+            facecolor=COLOURS[index % 6], hatch=HATCHES[index % 6], edgecolor="white", linewidth=0, label=label
+        )
+    return Line2D([], [], **line(index), marker=MARKERS[index % 6], markersize=5, label=label)
+
+
+def line(index: int) -> dict[str, Any]:
+    """How the arm of this index is drawn."""
+    return {"color": COLOURS[index % 6], "linestyle": DASHES[index % 6]}
+
+
+def time_axis(axis: Axis) -> None:
+    """Ticks at powers of ten, written with their unit."""
+    axis.set_major_locator(LogLocator(10, numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+    axis.set_minor_locator(NullLocator())
