@@ -19,7 +19,9 @@
 #ifndef ORCH_RECORDING_H
 #define ORCH_RECORDING_H
 
+#ifndef __ASSEMBLER__
 #include <stdint.h>
+#endif
 
 #define REC_MAGIC		0x314345524843524full	/* "ORCHREC1" read as bytes */
 #define REC_TRAILER_MAGIC	0x31444e454843524full	/* "ORCHEND1" read as bytes */
@@ -45,6 +47,8 @@
 #define REC_FLAG_WRITE		0x2	/* the guest's accesses were writes */
 #define REC_FLAG_RANDOM		0x4	/* page order shuffled by the seed, else sequential */
 #define REC_FLAG_COUNTERS	0x8	/* KVM's statistics could be read */
+
+#ifndef __ASSEMBLER__
 
 struct rec_header {
 	uint64_t magic;
@@ -103,5 +107,7 @@ struct rec_trailer {
 	uint32_t nr_counters;
 	uint32_t crc32;			/* zlib's CRC-32 of every byte before this field */
 };
+
+#endif /* __ASSEMBLER__ */
 
 #endif

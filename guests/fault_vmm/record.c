@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Writes the recording, after everything has been measured. The format is recording.h's. */
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "fault_vmm.h"
+
+struct sink {
+	int fd;
+	uint32_t crc;
+};
+
+/* The CRC-32 of zlib and IEEE 802.3, four bits a step: short, and fast enough for what is written once. */
+static uint32_t crc32_update(uint32_t crc, const uint8_t *data, size_t bytes)
+{
+	static const uint32_t nibbles[16] = {
+		0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
+		0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c, 0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c,
+	};
+
+	crc = ~crc;
+	while (bytes--) {
+		crc ^= *data++;
+		crc = nibbles[crc & 15] ^ crc >> 4;
+		crc = nibbles[crc & 15] ^ crc >> 4;
+	}
+	return ~crc;
+}
+
+static void put(struct sink *sink, const void *data, size_t bytes)
+{
+	const uint8_t *from = data;
+
+	sink->crc = crc32_update(sink->crc, from, bytes);
+	while (bytes) {
+		ssize_t done = write(sink->fd, from, bytes);
+
+		die_if(done < 0 && errno != EINTR, "write of the recording");
+		if (done > 0) {
+			from += done;
+			bytes -= done;
+		}
+	}
+}
+
+static uint32_t header_flags(const struct vm *vm, uint32_t nr_counters)
+{
+	return (vm->tdp ? REC_FLAG_TDP : 0) | (vm->params->write ? REC_FLAG_WRITE : 0) |
+	       (vm->params->random ? REC_FLAG_RANDOM : 0) | (nr_counters ? REC_FLAG_COUNTERS : 0);
+}
+
+static uint64_t total_windows(const struct vm *vm, const struct storm *storm)
+{
+	uint64_t total = 0, count;
+	uint32_t i;
+
+	for (i = 0; storm && i < vm->params->storm.threads; i++) {
+		storm_windows(storm, i, &count);
+		total += count;
+	}
+	return total;
+}
+
+void record_write(const struct vm *vm, const struct storm *storm, uint64_t start_tsc, uint64_t end_tsc,
+		  const struct rec_counter *counters, uint32_t nr_counters)
+{
+	const struct params *params = vm->params;
+	struct sink sink = { .fd = open(params->out, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644) };
+	struct rec_header header = {
+		.magic = REC_MAGIC, .version = REC_VERSION, .header_bytes = REC_HEADER_BYTES,
+		.arch = REC_ARCH_X86_64, .flags = header_flags(vm, nr_counters),
+		.tsc_hz = vm->tsc_hz, .seed = params->seed,
+		.mem_bytes = params->mem_bytes, .mem_hva = MEM_HVA, .mem_gpa = MEM_GPA,
+		.page_bytes = params->stride_bytes, .rounds = params->rounds, .nr_vcpus = params->vcpus,
+		.nr_counters = nr_counters, .nr_windows = total_windows(vm, storm),
+		.start_tsc = start_tsc, .end_tsc = end_tsc,
+	};
+	struct rec_trailer trailer = {
+		.magic = REC_TRAILER_MAGIC, .nr_windows = header.nr_windows, .nr_counters = nr_counters,
+	};
+	uint64_t count;
+	uint32_t i;
+
+	die_if(sink.fd < 0, "open %s", params->out);
+	memcpy(header.arm, params->arm, sizeof(header.arm));
+	memcpy(header.cell, params->cell, sizeof(header.cell));
+	put(&sink, &header, sizeof(header));
+	for (i = 0; i < params->vcpus; i++) {
+		const struct vcpu *vcpu = &vm->vcpus[i];
+		struct rec_vcpu section = {
+			.vcpu = i,
+			.tsc_offset = vcpu->tsc_offset,
+			.nr_faults = vcpu->nr_pages * params->rounds,
+		};
+
+		put(&sink, &section, sizeof(section));
+		put(&sink, vcpu->samples, section.nr_faults * sizeof(struct rec_fault));
+		trailer.nr_faults += section.nr_faults;
+	}
+	for (i = 0; storm && i < params->storm.threads; i++) {
+		const struct rec_window *windows = storm_windows(storm, i, &count);
+
+		put(&sink, windows, count * sizeof(*windows));
+	}
+	put(&sink, counters, nr_counters * sizeof(*counters));
+	put(&sink, &trailer, offsetof(struct rec_trailer, crc32));
+	trailer.crc32 = sink.crc;
+	put(&sink, &trailer.crc32, sizeof(trailer.crc32));
+	die_if(close(sink.fd), "close of the recording");
+}

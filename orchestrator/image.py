@@ -1,0 +1,101 @@
+"""guests/ -> static binaries -> initramfs.
+
+The binaries are built once per content of ``guests/`` and compiler; the initramfs of a trial is those, and one file
+of fixed size that says what to run, so that two arms boot with the same memory layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import cache, proc
+from orchestrator.errors import BuildError, CommandError, UserError
+
+SOURCES = Path(__file__).resolve().parent.parent / "guests"
+SOURCE_SUFFIXES = (".c", ".h", ".S")
+BUILD_DEADLINE_S = 300.0
+LOCK_WAIT_S = 600.0
+# What the trial's file may hold: fixed, so that the length of an arm's name moves no byte of guest memory.
+TRIAL_FILE_BYTES = 2048
+SWAP_WORD = "@swap"  # init.c: make the RAM disk swap space first
+RECORDING_WORD = "@recording"  # init.c: stands for the virtio port of that name
+
+
+@dataclass(frozen=True)
+class Guests:
+    """The static programs. ``content_id`` is the SHA-256 over their sources and the compiler's version."""
+
+    init: Path
+    fault_vmm: Path
+    tsc_khz: Path
+    content_id: str
+
+
+def build_guests(say: Callable[[str], None]) -> Guests:
+    """Compile ``guests/``, or take what was compiled from the same sources by the same compiler before.
+
+    Raises :class:`BuildError` with the compiler's log.
+    """
+    compiler = proc.run([proc.require("gcc", "gcc"), "--version"]).stdout.partition("\n")[0]
+    content_id = _content_id(compiler)
+    folder = cache.cache_dir() / "guests" / content_id
+    if not folder.exists():
+        with cache.lock(folder.with_suffix(".lock"), wait_s=LOCK_WAIT_S, say=say):
+            if not folder.exists():
+                _compile(folder)
+    return Guests(folder / "init", folder / "fault_vmm", folder / "tsc_khz", content_id)
+
+
+def write_initramfs(guests: Guests, words: Sequence[str], out: Path) -> None:
+    """An initramfs at ``out`` whose init runs ``words`` (a program's path and its arguments), by ``cpio``.
+
+    The same guests and words give the same bytes: times are zero, owners root, inodes counted.
+    Raises :class:`UserError` if the words do not fit the trial's file.
+    """
+    trial = b"".join(word.encode() + b"\0" for word in words)
+    if len(trial) > TRIAL_FILE_BYTES:
+        raise UserError(f"the trial's arguments take {len(trial)} bytes, there is room for {TRIAL_FILE_BYTES}")
+    root = out.with_name(f".{out.name}.root")
+    shutil.rmtree(root, ignore_errors=True)
+    for folder in ("bin", "dev", "proc", "sys", "trial"):
+        (root / folder).mkdir(parents=True)
+    shutil.copyfile(guests.init, root / "init")
+    shutil.copyfile(guests.fault_vmm, root / "bin" / "fault_vmm")
+    (root / "trial" / "argv").write_bytes(trial.ljust(TRIAL_FILE_BYTES, b"\0"))
+    for program in (root / "init", root / "bin" / "fault_vmm"):
+        program.chmod(0o755)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+    for name in names:
+        os.utime(root / name, (0, 0))
+    argv = [proc.require("cpio", "cpio"), "--create", "--format=newc", "--reproducible", "--quiet"]
+    argv += ["--owner=+0:+0", f"--file={out}"]
+    proc.run(argv, cwd=root, stdin="\n".join(names).encode())
+    shutil.rmtree(root)
+
+
+def _content_id(compiler: str) -> str:
+    digest = hashlib.sha256(f"{compiler}\n".encode())
+    for path in sorted(SOURCES.rglob("*")):
+        relative = path.relative_to(SOURCES)
+        if relative.parts[0] != "build" and (path.suffix in SOURCE_SUFFIXES or path.name == "Makefile"):
+            digest.update(f"{relative}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _compile(folder: Path) -> None:
+    with cache.publish(folder) as temporary:
+        log = folder.with_suffix(".log")
+        log.unlink(missing_ok=True)
+        argv = [proc.require("make", "make"), "-C", str(SOURCES), "-s", f"BUILD={temporary}/objects"]
+        try:
+            proc.run(argv, log=log, deadline_s=BUILD_DEADLINE_S)
+        except CommandError as error:
+            raise BuildError("the guest programs did not compile", log=log, hint=proc.quote(argv)) from error
+        for program in (temporary / "objects" / "bin").iterdir():
+            program.rename(temporary / program.name)
+        shutil.rmtree(temporary / "objects")

@@ -1,0 +1,166 @@
+"""The target ``qemu``: boot the kernel under test as the host of a KVM guest, in an emulated or a nested machine.
+
+The kernel is entered directly as an ELF file (PVH). Results come over virtio ports of their own, never over the
+console. A test holds the whole argument list: a change there is a change of the experiment.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import image, proc
+from orchestrator.doctor import Accel
+from orchestrator.errors import TargetError
+from orchestrator.image import Guests
+from orchestrator.manifest import QEMU
+from orchestrator.target.target import COMMAND, CONSOLE, RECORDING, STATUS, Ending, Evidence, Job
+
+INITRAMFS = "initramfs.cpio"
+QEMU_LOG = "qemu.log"
+POLL_S = 0.01
+PID1_LINE = b"pid1 "
+
+# What QEMU's model of an EPYC has and TCG does not emulate (7.2): off by name, so that the CPU is the same whatever a
+# later QEMU learns to emulate, and so that QEMU's log holds nothing but errors.
+TCG_LACKS = (
+    "rdseed", "sha-ni", "fxsr-opt", "misalignsse", "3dnowprefetch", "osvw", "topoext", "perfctr-core", "clzero",
+    "xsaveerptr", "ibpb", "nrip-save", "xsavec", "xsaves",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QemuTarget:
+    """QEMU with one accelerator. ``tsc_khz`` is this machine's, needed by ``tcg`` only; ``machine`` of the config."""
+
+    accel: Accel
+    machine: str
+    guests: Guests
+    tsc_khz: int
+
+    def run(self, job: Job, folder: Path) -> Evidence:
+        """See :class:`~orchestrator.target.target.Target`."""
+        words = [image.SWAP_WORD] if job.swap else []
+        words += ["/bin/fault_vmm", *job.words, "--out", image.RECORDING_WORD]
+        image.write_initramfs(self.guests, words, folder / INITRAMFS)
+        argv = [proc.require(QEMU, "qemu-system-x86"), *self.arguments(job)]
+        (folder / COMMAND).write_text(f"cd {proc.quote([folder])} && {proc.quote(argv)}\n")
+        evidence = watch(argv, folder, job.deadline_s)
+        (folder / INITRAMFS).unlink()  # A megabyte that is made again from the guests and the trial's words.
+        if evidence.wall_seconds < 1 and not (folder / STATUS).exists():
+            raise TargetError("QEMU did not start", log=folder / QEMU_LOG, hint="orch doctor")
+        return evidence
+
+    def arguments(self, job: Job) -> list[str]:
+        """QEMU's arguments for a job; paths of outputs are relative to the trial's folder, where QEMU runs."""
+        bus = "device" if self.machine == "microvm" else "pci"
+        return [
+            # Nothing but what stands below: no default NIC, disk or display, no file of the user's.
+            "-nodefaults", "-no-user-config", "-display", "none",
+            # The kernel's reboot, also the one after a panic (panic=-1), ends QEMU.
+            "-no-reboot",
+            *self._machine(job), *self._accelerator(),
+            "-m", f"{job.mem_mib}M", "-smp", str(job.cpus),
+            "-kernel", str(job.vmlinux), "-initrd", INITRAMFS, "-append", self._command_line(job),
+            # QEMU's own random numbers (RDRAND of TCG among them) come from this seed, not from this machine.
+            "-seed", "1",
+            # The console belongs to the kernel, the other two ports to init and the recording.
+            "-chardev", f"file,id=console,path={CONSOLE}", "-serial", "chardev:console",
+            "-device", f"virtio-serial-{bus}",
+            "-chardev", f"file,id=status,path={STATUS}", "-device", "virtserialport,chardev=status,name=orch.status",
+            "-chardev", f"file,id=recording,path={RECORDING}",
+            "-device", "virtserialport,chardev=recording,name=orch.recording",
+            # A watchdog on the guest's clock: a kernel that hangs with interrupts off gets an NMI and says where.
+            "-device", "ib700", "-action", "watchdog=inject-nmi",
+        ]  # fmt: skip
+
+    def _machine(self, job: Job) -> list[str]:
+        if self.machine == "q35":
+            return ["-machine", "q35"]
+        # pic, pit, rtc: the kernel's timers and clock. Without ACPI the boot is shorter (the MP table says what
+        # there is), but a second CPU needs ACPI: with the MP table its TSC is not trusted.
+        acpi = "acpi=on" if job.cpus > 1 else "acpi=off"
+        return ["-machine", f"microvm,{acpi},pic=on,pit=on,rtc=on"]
+
+    def _accelerator(self) -> list[str]:
+        if self.accel == "kvm":
+            # The real CPU with its nesting; migratable=off lets the invariant TSC through.
+            return ["-accel", "kvm", "-cpu", "host,migratable=off"]
+        cpu = ",".join(["EPYC-v1", "svm=on", "npt=on", *(f"{feature}=off" for feature in TCG_LACKS)])
+        if self.accel == "tcg":
+            return ["-accel", "tcg,thread=multi", "-cpu", cpu]
+        return [
+            # One instruction is one nanosecond; idle time costs nothing (sleep=off); the date is fixed.
+            "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", cpu,
+            "-rtc", "base=2021-01-25,clock=vm",
+        ]  # fmt: skip
+
+    def _command_line(self, job: Job) -> str:
+        tdp = int(job.tdp)
+        words = [
+            "console=ttyS0",
+            # Warnings reach the console: they are evidence. Less would hide them, more costs a UART exit a character.
+            "loglevel=5",
+            # A panic restarts at once, by triple fault, which QEMU's -no-reboot turns into its end.
+            "panic=-1", "reboot=t",
+            # The watchdog's NMI is a panic with a trace.
+            "unknown_nmi_panic",
+            "rdinit=/init",
+            # The same addresses in every boot and every arm.
+            "nokaslr", "norandmaps",
+            # TDP or shadow paging, for whichever vendor the CPU is of.
+            f"kvm_amd.npt={tdp}", f"kvm_intel.ept={tdp}",
+        ]  # fmt: skip
+        if self.accel == "icount":
+            # Calibrating the local APIC timer spins for 100 ms of virtual time, which is 4 s of wall time; the PIT
+            # needs no calibration. Its own self-test spins as well.
+            words += ["nolapic_timer", "no_timer_check"]
+        if self.accel == "tcg":
+            # On a loaded machine the calibration against emulated timers fails, and the boot hangs.
+            words += [f"tsc_early_khz={self.tsc_khz}", "tsc=reliable"]
+        # After "--": init's argument, its deadline in seconds of its own clock.
+        return " ".join([*words, "--", f"{job.guest_deadline_s:g}"])
+
+
+def watch(argv: list[str], folder: Path, deadline_s: float) -> Evidence:
+    """Run QEMU to its end or its deadline; note when PID 1 said that it runs."""
+    started = time.monotonic()
+    boot_seconds = 0.0
+    ending: Ending = "ended"
+    with proc.start(argv, cwd=folder, log=folder / QEMU_LOG) as child:
+        while (code := child.wait(POLL_S if not boot_seconds else 10 * POLL_S)) is None:
+            elapsed = time.monotonic() - started
+            if not boot_seconds and _reached_pid1(folder / STATUS):
+                boot_seconds = elapsed
+            if elapsed > deadline_s:
+                ending = "wall-deadline"
+                code = child.stop(grace_s=0.0)
+                break
+    if ending == "ended" and code < 0:
+        ending = "killed"
+    return Evidence(ending, code, boot_seconds, time.monotonic() - started)
+
+
+def measure_tsc_khz(guests: Guests) -> int:
+    """This machine's TSC frequency in kHz, by ``guests/tsc_khz``. Raises :class:`TargetError` if it is not one."""
+    text = proc.run([guests.tsc_khz], deadline_s=30).stdout.strip()
+    if not text.isdecimal() or int(text) == 0:
+        raise TargetError(f"{guests.tsc_khz} printed {text!r}, not a frequency in kHz")
+    return int(text)
+
+
+def _reached_pid1(status: Path) -> bool:
+    try:
+        with status.open("rb") as stream:
+            return stream.read(len(PID1_LINE)) == PID1_LINE
+    except FileNotFoundError:
+        return False
+
+
+def shell_arguments(target: QemuTarget, job: Job) -> list[str]:
+    """Arguments for ``orch boot``: the same machine and kernel with the console on this terminal."""
+    argv = target.arguments(job)
+    at = argv.index(f"file,id=console,path={CONSOLE}")
+    argv[at] = "stdio,id=console,signal=off"
+    return argv

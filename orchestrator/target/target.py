@@ -1,0 +1,58 @@
+"""What every target offers: run one program beside the kernel under test, and bring back what it left.
+
+A target decides nothing about outcomes: it says what it saw, and :mod:`orchestrator.trial` classifies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+CONSOLE = "console.log"  # of the kernel under test
+STATUS = "status.log"  # lines of guests/init/init.c
+RECORDING = "recording.bin"
+COMMAND = "command.txt"  # how the target was started, to paste into a shell
+
+Ending = Literal["ended", "wall-deadline", "killed"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program to run: ``words`` are its arguments without ``--out``; ``swap`` wants swap space first.
+
+    ``tdp`` asks for NPT/EPT on or off. ``vmlinux`` is the kernel to boot, None for the one that runs.
+    """
+
+    vmlinux: Path | None
+    words: tuple[str, ...]
+    tdp: bool
+    swap: bool
+    cpus: int
+    mem_mib: int
+    deadline_s: float
+    guest_deadline_s: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a target saw. ``returncode`` is of the target's own process (QEMU), negative for a signal.
+
+    ``ending``: it came to its end; its wall-time deadline passed; or something outside killed it.
+    ``boot_seconds`` is wall time from start to PID 1, 0 if that was not reached or nothing booted.
+    """
+
+    ending: Ending
+    returncode: int
+    boot_seconds: float
+    wall_seconds: float
+
+
+class Target(Protocol):
+    """Runs jobs, each in a folder of its own, from several threads at once if asked to."""
+
+    def run(self, job: Job, folder: Path) -> Evidence:
+        """Run ``job`` and leave :data:`CONSOLE`, :data:`STATUS` and, if it came to that, :data:`RECORDING`.
+
+        Raises :class:`~orchestrator.errors.TargetError` only if it could not even start.
+        """

@@ -1,0 +1,231 @@
+"""One trial on one target: start, watch, fetch, classify the outcome.
+
+Whatever happens, a trial ends in a :class:`~orchestrator.results.TrialResult`; only a target that cannot start at all
+raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import recording, store
+from orchestrator.errors import RecordingError, printable
+from orchestrator.experiment import Cell, TargetSpec
+from orchestrator.plan import Trial
+from orchestrator.results import Outcome, TrialResult
+from orchestrator.target.target import CONSOLE, RECORDING, STATUS, Evidence, Job, Target
+
+TRACE_LINES = 24
+MAX_WARNINGS = 50
+CONSOLE_BYTES = 4 << 20
+MAX_WINDOWS_A_THREAD = 1 << 16
+
+# How the kernel prefixes each line; loglevel and CPU fields are optional (CONFIG_PRINTK_TIME, PRINTK_CALLER).
+PREFIX = re.compile(r"^(?:<\d+>)?(?:\[\s*\d+\.\d+\](?:\[\s*[TC]\d+\])?\s?)?")
+PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
+# arch/x86/kernel/nmi.c, unknown_nmi_error(): the watchdog device's NMI has no other owner.
+WATCHDOG_NMI = re.compile(r"Uhhuh. NMI received for unknown reason|NMI: Not continuing")
+OOPS = re.compile(r"BUG: unable to handle|BUG: kernel NULL pointer|Oops: |general protection fault|kernel BUG at|"
+                  r"stack segment: |invalid opcode: |double fault: ")  # fmt: skip
+WARNING = re.compile(r"WARNING: CPU: \d+ PID|WARNING: possible|WARNING: suspicious|BUG: |INFO: rcu\S* |INFO: task |"
+                     r"Bad page state|Bad rss-counter|watchdog: ")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Status:
+    """What init said."""
+
+    pid1: bool
+    ended: bool
+    exit_code: int | None
+    signal: int | None
+    deadline: bool
+    stderr: tuple[str, ...]
+
+
+def run_trial(
+    trial: Trial, spec: TargetSpec, vmlinux: Path | None, target: Target, folder: Path, rerun: str
+) -> TrialResult:
+    """Run ``trial`` in ``folder`` (empty, ours) and say what came of it.
+
+    Raises :class:`~orchestrator.errors.TargetError` if the target cannot start.
+    """
+    evidence = target.run(make_job(trial, spec, vmlinux), folder)
+    outcome, reason, trace = classify(evidence, folder)
+    digest = ""
+    if outcome is Outcome.OK:
+        try:
+            recording.read(folder / RECORDING)
+            digest = store.file_sha256(folder / RECORDING)
+        except RecordingError as error:
+            outcome, reason = Outcome.FAILED, f"the program said it was done, but {error.what}"
+    return TrialResult(
+        id=trial.id,
+        arm=trial.arm,
+        cell=trial.cell.name,
+        boot=trial.boot,
+        block=trial.block,
+        seed=trial.seed,
+        outcome=outcome,
+        reason=reason,
+        trace=trace,
+        warnings=find_warnings(_console(folder)) if outcome is Outcome.OK else (),
+        boot_seconds=round(evidence.boot_seconds, 3),
+        wall_seconds=round(evidence.wall_seconds, 3),
+        recording_sha256=digest,
+        rerun=rerun,
+    )
+
+
+def make_job(trial: Trial, spec: TargetSpec, vmlinux: Path | None) -> Job:
+    """What the target is asked to run for a trial."""
+    storm = trial.cell.storm
+    return Job(
+        vmlinux=vmlinux,
+        words=program_words(trial.arm, trial.cell, trial.seed),
+        tdp=trial.cell.guest.tdp,
+        swap=storm is not None and storm.op == "madvise_pageout",
+        cpus=spec.cpus,
+        mem_mib=spec.mem_mib,
+        deadline_s=spec.deadline_s,
+        guest_deadline_s=spec.guest_deadline_s,
+    )
+
+
+def program_words(arm: str, cell: Cell, seed: int) -> tuple[str, ...]:
+    """Arguments of ``fault_vmm`` (guests/fault_vmm/main.c) for one trial."""
+    guest, storm = cell.guest, cell.storm
+    options: dict[str, str | int] = {
+        "arm": arm,
+        "cell": cell.name,
+        "seed": seed,
+        "vcpus": guest.vcpus,
+        "mem-bytes": guest.mem_mib << 20,
+        "stride-bytes": guest.stride_pages << 12,
+        "rounds": guest.rounds,
+        "access": guest.access,
+        "order": guest.order,
+        "page": guest.page,
+        "backing": guest.backing,
+    }
+    if storm is not None:
+        options |= {
+            "storm": storm.op,
+            "placement": storm.placement,
+            "storm-bytes": storm.size_kib << 10,
+            "storm-threads": storm.threads,
+            "storm-period-us": storm.period_us,
+            "storm-cpu": storm.cpu,
+            "hogs": storm.hogs,
+            "max-windows": MAX_WINDOWS_A_THREAD,
+        }
+    return tuple(word for name, value in options.items() for word in (f"--{name}", str(value)))
+
+
+def classify(evidence: Evidence, folder: Path) -> tuple[Outcome, str, tuple[str, ...]]:
+    """Outcome, reason in one line, and the first lines of the trace, from what the target left in ``folder``.
+
+    The kernel's own words come first: a panic explains why init never said how the program ended.
+    """
+    console = _console(folder)
+    crash = _crash(console)
+    if crash is not None:
+        return crash
+    status = _read_status(folder / STATUS)
+    if evidence.ending == "wall-deadline" or status.deadline:
+        clock = "its own" if status.deadline else "wall"
+        where = "while the program ran" if status.pid1 else "before PID 1"
+        return Outcome.HANG, f"no end within the deadline ({clock} time), {where}", _last(console)
+    if evidence.ending == "killed":
+        return Outcome.LOST, f"the target was killed by signal {-evidence.returncode}", _last(console)
+    if evidence.returncode != 0 or not status.ended:
+        how = f"the target exited with {evidence.returncode}" if evidence.returncode else "the target ended"
+        return Outcome.LOST, f"{how} before init said that it was done", _last(console)
+    if status.signal is not None:
+        return Outcome.FAILED, f"the program died of signal {status.signal}", status.stderr
+    if status.exit_code != 0:
+        said = status.stderr[-1] if status.stderr else "it said nothing"
+        return Outcome.FAILED, f"the program exited with {status.exit_code}: {said}", status.stderr
+    return Outcome.OK, "", ()
+
+
+def find_warnings(console: Iterable[str]) -> tuple[str, ...]:
+    """The kernel's warnings on a console, without time stamps, each once."""
+    found = (line for line in console if WARNING.search(line))
+    return tuple(dict.fromkeys(found))[:MAX_WARNINGS]
+
+
+def _crash(console: list[str]) -> tuple[Outcome, str, tuple[str, ...]] | None:
+    oops = _first(console, OOPS)
+    panic = _first(console, PANIC)
+    nmi = _first(console, WATCHDOG_NMI)
+    if nmi is not None and oops is None:
+        trace = _trace(console, nmi)
+        return Outcome.HANG, f"the kernel hung and the watchdog's NMI stopped it{_at(trace)}", trace
+    if oops is not None:
+        trace = _trace(console, oops)
+        also = ", then panicked" if panic is not None else ""
+        return Outcome.OOPS, f"{console[oops]}{_at(trace)}{also}", trace
+    if panic is not None:
+        return Outcome.PANIC, console[panic], _trace(console, panic)
+    return None
+
+
+def _at(trace: tuple[str, ...]) -> str:
+    """Where it happened: the first RIP line of a trace (CONFIG_KALLSYMS has decoded it to symbol+offset)."""
+    for line in trace:
+        found = re.search(r"RIP: \S+?:(\S+)", line)
+        if found:
+            return f" in {found.group(1)}"
+    return ""
+
+
+def _console(folder: Path) -> list[str]:
+    try:
+        with (folder / CONSOLE).open("rb") as stream:
+            text = stream.read(CONSOLE_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [PREFIX.sub("", printable(line)).rstrip() for line in text.splitlines()]
+
+
+def _first(console: list[str], pattern: re.Pattern[str]) -> int | None:
+    return next((index for index, line in enumerate(console) if pattern.search(line)), None)
+
+
+def _trace(console: list[str], start: int) -> tuple[str, ...]:
+    return tuple(console[start : start + TRACE_LINES])
+
+
+def _last(console: list[str]) -> tuple[str, ...]:
+    return tuple(console[-TRACE_LINES:])
+
+
+def _read_status(path: Path) -> _Status:
+    words: dict[str, str] = {}
+    stderr = []
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError:
+        text = ""
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if key == "stderr":
+            stderr.append(printable(value))
+        else:
+            words[key] = value
+    return _Status(
+        pid1="pid1" in words,
+        ended="end" in words,
+        exit_code=_number(words.get("exit")),
+        signal=_number(words.get("signal")),
+        deadline="deadline" in words,
+        stderr=tuple(stderr[-TRACE_LINES:]),
+    )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.lstrip("-").isdecimal() else None
