@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
-
 from orchestrator import kvmdev, proc
+from orchestrator.cache import cache_dir
 from orchestrator.errors import CommandError, TargetError, UserError
 from orchestrator.kvmdev import KvmDevice
 from orchestrator.manifest import QEMU, examine_host, qemu_version
@@ -77,7 +76,6 @@ class AccelChoice:
 def examine(folders: Sequence[Path] = ()) -> tuple[Finding, ...]:
     """Everything a run needs. ``folders`` is where it will write; the current and the cache folder by default."""
     device = kvmdev.probe()
-    cache = platformdirs.user_cache_path("orch")
     return (
         _qemu(),
         _tools("run", RUN_TOOLS),
@@ -86,7 +84,7 @@ def examine(folders: Sequence[Path] = ()) -> tuple[Finding, ...]:
         _tools("Debian packages", DEBIAN_TOOLS),
         _keyring(),
         _mirror(),
-        *(_disk(folder) for folder in folders or (Path.cwd(), cache)),
+        *(_disk(folder) for folder in folders or (Path.cwd(), cache_dir())),
         _cores(),
         _memory(),
         _kvm(device),

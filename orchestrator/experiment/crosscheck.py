@@ -23,6 +23,7 @@ from orchestrator.experiment.yamltext import Document, Location, Shown
 
 MAX_TRIALS = 1_000_000
 SAMPLE_BYTES = 16  # struct rec_fault
+MAX_SAMPLES_MIB = 2900  # SYS_LIMIT of guests/fault_vmm/fault_vmm.h, 3 GiB, less the guest's page tables
 KERNEL_MIB = 128  # kernel, initramfs, page tables of host and guest, and air; a small 5.10 host takes about 60 MiB.
 
 
@@ -103,6 +104,13 @@ def _guest(document: Document, placed: PlacedCell) -> None:
         document.problem(
             placed.key("mem_mib"), f"at most {MAX_PAGES} pages (the recording keeps 24 bits)", Shown(f"{pages} pages")
         )
+    samples_mib = guest.faults * SAMPLE_BYTES / 2**20
+    if samples_mib > MAX_SAMPLES_MIB:
+        document.problem(
+            placed.key("rounds"),
+            f"at most {MAX_SAMPLES_MIB} MiB of samples (the guest keeps them below 3 GiB)",
+            Shown(f"{samples_mib:.0f} MiB ({guest.faults} faults × {SAMPLE_BYTES} bytes)"),
+        )
     if guest.pages < guest.vcpus:
         document.problem(
             placed.key("vcpus"), f"at most one vCPU for each of the {guest.pages} faulting pages", guest.vcpus
@@ -117,10 +125,10 @@ def _storm(document: Document, placed: PlacedCell) -> None:
         document.problem(
             placed.key("preempted"), "cpu: same, or hogs, with preempted: true", Shown(f"cpu: {storm.cpu}, no hogs")
         )
-    if storm.placement == "overlap" and storm.size_kib > guest.mem_mib * 1024:
+    if storm.placement == "overlap" and storm.size_kib * storm.threads > guest.mem_mib * 1024:
         document.problem(
             placed.key("size_kib"), f"at most the {guest.mem_mib * 1024} KiB that fault, with placement: overlap",
-            storm.size_kib,
+            Shown(f"{storm.size_kib} in each of {storm.threads} threads"),
         )  # fmt: skip
 
 

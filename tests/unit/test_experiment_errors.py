@@ -147,12 +147,19 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
         (
             "  a: {guest: {mem_mib: 1}, storm: {op: munmap, placement: overlap, size_kib: 2048}}",
             {},
-            "8: cells.a.storm.size_kib: expected at most the 1024 KiB that fault, with placement: overlap, found 2048",
+            "8: cells.a.storm.size_kib: expected at most the 1024 KiB that fault, with placement: overlap,"
+            " found 2048 in each of 1 threads",
         ),
         (
             "  a: {guest: {mem_mib: 3, page: 2m}, storm: none}",
             {},
             "8: cells.a.guest.mem_mib: expected a multiple of 2 with page: 2m, found 3",
+        ),
+        (
+            "  a: {guest: {mem_mib: 16, rounds: 50000}, storm: none}",
+            {"target": "{kind: qemu, mem_mib: 8192}"},
+            "8: cells.a.guest.rounds: expected at most 2900 MiB of samples (the guest keeps them below 3 GiB),"
+            " found 3125 MiB (204800000 faults × 16 bytes)",
         ),
         (
             "  a: {guest: {vcpus: 2}, storm: none}",
