@@ -18,6 +18,7 @@ from orchestrator.analysis.model import (
     Metric,
     MetricComparison,
     PlotTitles,
+    Verdict,
 )
 from orchestrator.experiment import Storm
 
@@ -93,7 +94,10 @@ def cell_verdict(cell: str, arm: str, metrics: Sequence[MetricComparison]) -> Ce
     if not deciding:
         return CellComparison(cell, arm, verdict, metrics[0].reason)
     moved = sorted((item for item in metrics if item.verdict in ("improved", "regressed")), key=_weight, reverse=True)
-    shown = moved[:SHOWN_METRICS]
+    worse = [item for item in moved if item.verdict == "regressed"]
+    better = [item for item in moved if item.verdict == "improved"]
+    # What got worse is never left out in favour of what got better.
+    shown = better[: SHOWN_METRICS - min(len(worse), 2)] + worse[:SHOWN_METRICS]
     by_metric = {item.metric: item for item in metrics}
     # A change of the tail alone says little without the middle, and the other way round.
     shown += [by_metric[name] for name in ("p50", "p99_9") if by_metric[name] not in moved]
@@ -212,28 +216,36 @@ def plot_titles(
         sums = [item.attribution for item in summaries if item.arm == arm and item.cell in own and item.attribution]
         sums = [item for item in sums if item.windows]
         inside = sum(item.slowest_unrelated + item.slowest_needed for item in sums)
-        slow.append(f"{inside} of {sum(item.slowest for item in sums)} in {arm}")
+        slow.append(f"{arm} {inside} of {sum(item.slowest for item in sums)}")
     return PlotTitles(
-        tail=f"Slowest faults (p99.9): {_tally(metrics, 'p99_9', arms)}",
-        percentiles=f"Typical fault (p50): {_tally(metrics, 'p50', arms)}",
-        timeline=f"Slowest faults that met a storm window: {', '.join(slow)}",
-        retries=f"Retries per fault: {_tally(metrics, 'retries_per_fault', arms)}",
+        tail=f"Slowest faults: {_tally(metrics, ('max', 'p99_9'), arms)}",
+        percentiles=f"Typical faults: {_tally(metrics, ('p50',), arms)}",
+        timeline=f"Of the 100 slowest faults a cell, in a storm window: {', '.join(slow)}",
+        retries=f"Retries per fault: {_tally(metrics, ('retries_per_fault',), arms)}",
     )
 
 
-def _tally(metrics: Sequence[MetricComparison], metric: Metric, arms: Sequence[str]) -> str:
-    """``v1 better in 3 of 7 cells, worse in 1``; ``v1 equivalent in all 7 cells``."""
-    words = {"improved": "better", "regressed": "worse", "equivalent": "equivalent", "inconclusive": "undecided"}
+def _tally(metrics: Sequence[MetricComparison], names: Sequence[Metric], arms: Sequence[str]) -> str:
+    """``v1: max better in 3 of 7 cells, p99.9 equivalent in all 7 cells``."""
     parts = []
     for arm in arms[1:]:
-        ours = [item.verdict for item in metrics if (item.arm, item.metric) == (arm, metric)]
-        counts = [(word, ours.count(kind)) for kind, word in words.items() if kind in ours]
-        if len(counts) == 1:
-            parts.append(f"{arm} {counts[0][0]} in {'all ' if len(ours) > 1 else ''}{_count(len(ours), 'cell')}")
-        else:
-            first = f"{counts[0][0]} in {counts[0][1]} of {len(ours)} cells"
-            parts.append(f"{arm} " + ", ".join([first, *(f"{word} in {count}" for word, count in counts[1:])]))
+        said = []
+        for name in names:
+            counted = _counted([item.verdict for item in metrics if (item.arm, item.metric) == (arm, name)])
+            said.append(counted if name == "retries_per_fault" else f"{LABELS[name]} {counted}")
+        parts.append(f"{arm} {'; '.join(said)}")
     return "; ".join(parts) or f"{arms[0]} alone"
+
+
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    """``better in 3 of 7 cells, worse in 1`` or ``equivalent in all 7 cells``; an equivalent rest goes unsaid."""
+    words: dict[Verdict, str] = {"improved": "better", "regressed": "worse", "inconclusive": "undecided"}
+    total = _count(len(verdicts), "cell")
+    if len(set(verdicts)) == 1:
+        word = words.get(verdicts[0], "equivalent")
+        return f"{word} in {'all ' if len(verdicts) > 1 else ''}{total}"
+    said = [f"{word} in {verdicts.count(kind)}" for kind, word in words.items() if kind in verdicts]
+    return ", ".join([f"{said[0]} of {total}", *said[1:]])
 
 
 def sure_lines(accel: str, margin: float, metrics: Sequence[MetricComparison], pairs: int) -> tuple[str, ...]:

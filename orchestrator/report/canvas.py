@@ -59,6 +59,20 @@ class Grid:
     above: float = 0.42
 
 
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A figure and its panels, row by row; ``boxes`` are the panels' places with their labels, ``key`` that of the
+    key: left, top, width, height in points from the top left corner."""
+
+    figure: Figure
+    axes: tuple[Axes, ...]
+    boxes: tuple[Box, ...]
+    key: Box
+
+
 def plain(text: str) -> str:
     """A name as the plots' font can draw it."""
     return "".join(char if char in EXTRA or ord(char) < 0x180 else "?" for char in clean(text))
@@ -71,9 +85,9 @@ def short(text: str, length: int) -> str:
     return whole if len(whole) <= length else f"{whole[:keep]}…{whole[len(whole) - keep :]}"
 
 
-def frame(
+def make_frame(
     title: str, grid: Grid, arms: Sequence[str], *, bars: bool = False, extra: Sequence[Artist] = ()
-) -> tuple[Figure, list[Axes]]:
+) -> Frame:
     """A figure with its finding and its key, and its panels row by row. ``bars``: the key shows bars, not lines."""
     head = textwrap.fill(plain(title), 82)
     head_in = 0.12 + 0.2 * (head.count("\n") + 1)
@@ -88,19 +102,16 @@ def frame(
         ncols=len(arms) + len(extra), frameon=False, handlelength=3.2, borderaxespad=0.2, fontsize=9,
     )  # fmt: skip
     wide = (WIDTH_IN - RIGHT_IN) / grid.columns
-    axes = [
-        figure.add_axes(
-            (
-                (column * wide + grid.left) / WIDTH_IN,
-                1 - (top_in + row * step + grid.above + grid.panel) / height,
-                (wide - grid.left - 0.06) / WIDTH_IN,
-                grid.panel / height,
-            )
-        )
-        for row in range(grid.rows)
-        for column in range(grid.columns)
-    ]
-    return figure, axes
+    axes, boxes = [], []
+    for row in range(grid.rows):
+        for column in range(grid.columns):
+            left, top = column * wide, top_in + row * step
+            bottom = 1 - (top + grid.above + grid.panel) / height
+            inner = (wide - grid.left - 0.06) / WIDTH_IN
+            axes.append(figure.add_axes(((left + grid.left) / WIDTH_IN, bottom, inner, grid.panel / height)))
+            boxes.append((left * 72, top * 72, (wide + 0.08) * 72, step * 72))
+    key_box = (0.0, head_in * 72, (1.2 * len(key) + 2.2 * len(extra) + 0.3) * 72, 0.3 * 72)
+    return Frame(figure, tuple(axes), tuple(boxes), key_box)
 
 
 def _key(index: int, arm: str, bars: bool) -> Artist:

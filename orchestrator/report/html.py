@@ -6,7 +6,6 @@ through :func:`orchestrator.report.style.clean`; only our own SVG and CSS are ma
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,9 @@ from markupsafe import Markup
 
 from orchestrator.analysis.model import CheckResult, Comparison, Metric
 from orchestrator.analysis.wording import LABELS, percent, share
-from orchestrator.report.canvas import FAINT, INK, SHADE
 from orchestrator.report.plots import Plot
 from orchestrator.report.style import clean, microseconds, per_fault
+from orchestrator.report.svg import cut
 from orchestrator.results import Provenance
 
 COLUMNS: tuple[Metric, ...] = ("p50", "p90", "p99", "p99_9", "max", "mean")
@@ -67,13 +66,11 @@ def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance
     )
     assert environment.loader is not None
     css = environment.loader.get_source(environment, "report.css")[0]
-    return environment.get_template(
-        "report.html"
-    ).render(
+    return environment.get_template("report.html").render(
         comparison=comparison,
         provenance=provenance,
         css=Markup(css),
-        plots=[(plot, Markup(inline_svg(plot))) for plot in plots],
+        figures=[_figure(plot) for plot in plots],
         rows={cell.name: _rows(comparison, cell.name) for cell in comparison.cells},
         heads=[*(LABELS[name] for name in COLUMNS), "retries", "exits"],
         checks=_checks(comparison.checks),
@@ -83,6 +80,21 @@ def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance
         cell_number={cell.name: number for number, cell in enumerate(comparison.cells, 1)},
         margin=f"{comparison.margin * 100:g}",
     )
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One plot in the page."""
+
+    plot: Plot
+    key: Markup
+    panels: tuple[Markup, ...]
+
+
+def _figure(plot: Plot) -> Drawing:
+    parts = cut(plot)
+    # Markup: drawn by us; names in it are outlines of glyphs, not text.
+    return Drawing(plot, Markup(parts.key), tuple(Markup(panel) for panel in parts.panels))
 
 
 def _finalize(value: object) -> object:
@@ -133,19 +145,3 @@ def _tone(comparison: Comparison, arm: str) -> str:
         return "failed"
     kinds = {item.verdict for item in comparison.verdicts if item.arm == arm}
     return next((kind for kind in ("regressed", "mixed", "improved") if kind in kinds), "equivalent")
-
-
-def inline_svg(plot: Plot) -> str:
-    """A drawn SVG as a part of a page: identifiers of its own, and the page's colours for ink, grid and shade."""
-    text = plot.svg.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{plot.name}-", text)
-    text = text.replace('style="fill: #ffffff"', 'style="fill: none"')
-    for colour, replacement in ((INK, "currentColor"), (FAINT, "var(--grid)"), (SHADE, "var(--shade)")):
-        text = text.replace(colour, replacement)
-    # A hundredth of a point is far below a pixel; the rest is a third of the file.
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
-    return re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" aria-hidden="true">', text, count=1
-    )

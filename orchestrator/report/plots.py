@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -21,9 +20,11 @@ from orchestrator.report.canvas import (
     MARKERS,
     RC,
     SHADE,
+    Box,
+    Frame,
     Grid,
-    frame,
     line,
+    make_frame,
     plain,
     short,
     time_axis,
@@ -36,13 +37,15 @@ PERCENTILES = ((0.30103, "p50"), (1.0, "p90"), (2.0, "p99"), (3.0, "p99.9"), (4.
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn plot: file stem, finding, and a caption that says how to read it."""
+    """A drawn plot: file stem, finding, a caption that says how to read it; ``boxes`` and ``key`` as in Frame."""
 
     name: str
     title: str
     caption: str
     svg: Path
     png: Path
+    boxes: tuple[Box, ...]
+    key: Box
 
 
 Panel = tuple[Axes, list[tuple[int, CellCurves]]]
@@ -52,7 +55,7 @@ def draw_all(comparison: Comparison, curves: Curves, folder: Path) -> tuple[Plot
     """Draw every plot of which there is data into ``folder`` (made if need be)."""
     folder.mkdir(parents=True, exist_ok=True)
     titles = comparison.titles
-    wanted: tuple[tuple[str, str, str, Callable[[Comparison, Curves, str], Figure | None]], ...] = (
+    wanted: tuple[tuple[str, str, str, Callable[[Comparison, Curves, str], Frame | None]], ...] = (
         ("retries", titles.retries, "Page-fault exits that installed nothing, so that the guest had to fault again,"
          " per fault; the axis is linear up to 0.001 and logarithmic above.", _retries),
         ("tail", titles.tail, "Share of faults that took at least so long; both axes are logarithmic. Further left is"
@@ -66,15 +69,15 @@ def draw_all(comparison: Comparison, curves: Curves, folder: Path) -> tuple[Plot
     with mpl.rc_context(RC):
         drawn = [(name, title, caption, draw(comparison, curves, title)) for name, title, caption, draw in wanted]
         return tuple(
-            _save(figure, name, title, caption, folder) for name, title, caption, figure in drawn if figure is not None
+            _save(made, name, title, caption, folder) for name, title, caption, made in drawn if made is not None
         )
 
 
-def _save(figure: Figure, name: str, title: str, caption: str, folder: Path) -> Plot:
-    plot = Plot(name, title, caption, folder / f"{name}.svg", folder / f"{name}.png")
-    FigureCanvasAgg(figure)
-    figure.savefig(plot.svg, metadata={"Date": None, "Creator": "orch"})
-    figure.savefig(plot.png, dpi=150, metadata={"Software": "orch"})
+def _save(frame: Frame, name: str, title: str, caption: str, folder: Path) -> Plot:
+    plot = Plot(name, title, caption, folder / f"{name}.svg", folder / f"{name}.png", frame.boxes, frame.key)
+    FigureCanvasAgg(frame.figure)
+    frame.figure.savefig(plot.svg, metadata={"Date": None, "Creator": "orch"})
+    frame.figure.savefig(plot.png, dpi=150, metadata={"Software": "orch"})
     return plot
 
 
@@ -83,31 +86,32 @@ def _drawn_cells(comparison: Comparison, curves: Curves) -> list[str]:
     return [cell.name for cell in comparison.cells if any(curves.get(cell.name, arm) for arm in arms)]
 
 
-def _panels(comparison: Comparison, curves: Curves, title: str, height: float) -> tuple[Figure, list[Panel]] | None:
+def _panels(comparison: Comparison, curves: Curves, title: str, height: float) -> tuple[Frame, list[Panel]] | None:
     """One panel for each cell that has curves, two to a row, titled with the cell and its verdicts."""
     arms = [arm.name for arm in comparison.arms]
     cells = _drawn_cells(comparison, curves)
     if not cells:
         return None
     columns = min(2, len(cells))
-    figure, axes = frame(title, Grid(-(-len(cells) // columns), columns, height), arms)
-    for spare in axes[len(cells) :]:
-        figure.delaxes(spare)
+    whole = make_frame(title, Grid(-(-len(cells) // columns), columns, height), arms)
+    for spare in whole.axes[len(cells) :]:
+        whole.figure.delaxes(spare)
+    axes = whole.axes[: len(cells)]
     panels: list[Panel] = []
-    for place, cell in zip(axes, cells, strict=False):
+    for place, cell in zip(axes, cells, strict=True):
         said = ", ".join(f"{item.arm} {item.verdict}" for item in comparison.verdicts if item.cell == cell)
         place.text(0, 1.0, short(said, 56), transform=place.transAxes, fontsize=8, va="bottom")
         place.set_title(short(cell, 40), loc="left", fontweight="bold", pad=14)
         found = ((index, curves.get(cell, arm)) for index, arm in enumerate(arms))
         panels.append((place, [(index, curve) for index, curve in found if curve is not None]))
-    return figure, panels
+    return replace(whole, axes=axes, boxes=whole.boxes[: len(cells)]), panels
 
 
-def _tail(comparison: Comparison, curves: Curves, title: str) -> Figure | None:
+def _tail(comparison: Comparison, curves: Curves, title: str) -> Frame | None:
     made = _panels(comparison, curves, title, 1.55)
     if made is None:
         return None
-    figure, panels = made
+    frame, panels = made
     everything = [curve.ccdf for _, found in panels for _, curve in found]
     slowest = max(curve.x[-1] for curve in everything)
     fastest = min(curve.x[0] for curve in everything)
@@ -128,7 +132,7 @@ def _tail(comparison: Comparison, curves: Curves, title: str) -> Figure | None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
         axes.set_ylabel("share of faults")
         axes.set_xlabel("latency of at least")
-    return figure
+    return frame
 
 
 def _label_ends(axes: Axes, found: list[tuple[int, CellCurves]]) -> None:
@@ -145,11 +149,11 @@ def _label_ends(axes: Axes, found: list[tuple[int, CellCurves]]) -> None:
         )  # fmt: skip
 
 
-def _percentiles(comparison: Comparison, curves: Curves, title: str) -> Figure | None:
+def _percentiles(comparison: Comparison, curves: Curves, title: str) -> Frame | None:
     made = _panels(comparison, curves, title, 1.45)
     if made is None:
         return None
-    figure, panels = made
+    frame, panels = made
     everything = [curve.percentiles for _, found in panels for _, curve in found]
     nines = max(curve.x[-1] for curve in everything)
     marks = [mark for mark in PERCENTILES if mark[0] <= nines]
@@ -164,16 +168,17 @@ def _percentiles(comparison: Comparison, curves: Curves, title: str) -> Figure |
         axes.set_xlabel("percentile (each decade ten times rarer)")
         axes.set_ylabel("latency")
         time_axis(axes.yaxis)
-    return figure
+    return frame
 
 
-def _timeline(comparison: Comparison, curves: Curves, title: str) -> Figure | None:
+def _timeline(comparison: Comparison, curves: Curves, title: str) -> Frame | None:
     arms = [arm.name for arm in comparison.arms]
     cells = _drawn_cells(comparison, curves)
     if not cells:
         return None
     shade = Patch(color=SHADE, alpha=0.55, label="system call of the storm")
-    figure, axes = frame(title, Grid(len(cells), len(arms), 0.95, below=0.22, above=0.25), arms, extra=[shade])
+    frame = make_frame(title, Grid(len(cells), len(arms), 0.95, below=0.22, above=0.25), arms, extra=[shade])
+    axes = frame.axes
     lines = [curve.timeline for curve in curves.curves]
     low = min((min(item.maxima.y) for item in lines), default=1.0) / 1.5
     high = max((max(item.maxima.y) for item in lines), default=1e9) * 2
@@ -191,7 +196,7 @@ def _timeline(comparison: Comparison, curves: Curves, title: str) -> Figure | No
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
             if column == 0:
                 panel.set_ylabel("latency")
-    return figure
+    return frame
 
 
 def _over_time(axes: Axes, curve: CellCurves | None, index: int, outcome: str) -> None:
@@ -213,16 +218,15 @@ def _over_time(axes: Axes, curve: CellCurves | None, index: int, outcome: str) -
               markeredgewidth=0)  # fmt: skip
 
 
-def _retries(comparison: Comparison, curves: Curves, title: str) -> Figure | None:
+def _retries(comparison: Comparison, curves: Curves, title: str) -> Frame | None:
     arms = [arm.name for arm in comparison.arms]
     values = {(item.cell, item.arm): item.retries_per_fault for item in comparison.summaries}
     known = [value for value in values.values() if value is not None]
     if not known:
         return None
     cells = [cell.name for cell in comparison.cells]
-    figure, (axes,) = frame(
-        title, Grid(1, 1, 0.2 * len(cells) * (len(arms) + 0.8), left=1.95, above=0.1), arms, bars=True
-    )
+    frame = make_frame(title, Grid(1, 1, 0.2 * len(cells) * (len(arms) + 0.8), left=1.95, above=0.1), arms, bars=True)
+    (axes,) = frame.axes
     axes.set_xscale("symlog", linthresh=0.001, linscale=0.6)
     step = 1 / (len(arms) + 0.8)
     for row, cell in enumerate(cells):
@@ -242,7 +246,7 @@ def _retries(comparison: Comparison, curves: Curves, title: str) -> Figure | Non
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("retries per fault (linear up to 0.001, then logarithmic)")
-    return figure
+    return frame
 
 
 def _bar_label(comparison: Comparison, cell: str, arm: str, value: float | None) -> str:

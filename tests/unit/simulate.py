@@ -224,7 +224,9 @@ def _storm(
     return cycles, [(int(begin[at]) - 2000, int(begin[at]) + length, hva, storm.size_kib * 1024) for at in victims]
 
 
-def run(plant: Plant, folder: Path, *, kernels: Sequence[BuiltLike] | None = None, planned: int | None = None) -> Analysis:
+def run(
+    plant: Plant, folder: Path, *, kernels: Sequence[BuiltLike] | None = None, planned: int | None = None
+) -> Analysis:
     """Simulate and analyse."""
     results = simulate(plant, folder)
     built = [BuiltLike(arm) for arm in plant.arms] if kernels is None else kernels

@@ -1,0 +1,93 @@
+"""Faults against windows on one clock, checked against the definition, fault by fault."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import simulate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator import recording as rec
+from orchestrator.analysis import attribution as att
+
+INTERVALS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 30)), max_size=12)
+
+
+def intervals(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    start = np.array([start for start, _ in pairs], np.uint64)
+    return start, start + np.array([length for _, length in pairs], np.uint64)
+
+
+@settings(max_examples=200, deadline=None)
+@given(INTERVALS, INTERVALS)
+def test_overlap_counts_agree_with_the_definition(
+    faults: list[tuple[int, int]], windows: list[tuple[int, int]]
+) -> None:
+    windows = [(start, length + 1) for start, length in windows]
+    start, end = intervals([(s, length + 1) for s, length in faults])
+    window_start, window_end = intervals(windows)
+    expected = [
+        sum(ws < e and we > s for ws, we in zip(window_start, window_end, strict=True))
+        for s, e in zip(start, end, strict=True)
+    ]
+    assert att.overlapping(start, end, window_start, window_end).tolist() == expected
+
+
+def recorded(windows: list[tuple[int, int, int, int]], cycles: list[int] | None = None) -> rec.Recording:
+    data = simulate.recording_bytes(latencies=[np.array(cycles or [1000] * 10, np.uint64)], windows=windows, pages=10)
+    return rec.parse(data, "x")
+
+
+def at(fault: int) -> int:
+    """Host TSC inside the fault of this index."""
+    return 1_000_000 + fault * 1400 + 500
+
+
+def test_a_window_over_the_page_is_needed_one_elsewhere_is_not() -> None:
+    page = simulate.MEM_HVA + 3 * simulate.PAGE
+    over_page_3 = (at(3), at(4), page, simulate.PAGE)
+    outside = (at(7), at(8), simulate.MEM_HVA + (1 << 40), simulate.PAGE)
+    kind = att.classify(recorded([over_page_3, outside]), "overlap")
+    # Fault 4 overlaps the window over page 3 in time, but is on page 4.
+    assert kind.tolist() == [0, 0, 0, att.NEEDED, att.UNRELATED, 0, 0, att.UNRELATED, att.UNRELATED, 0]
+
+
+def test_a_range_that_ends_where_the_page_begins_is_not_over_it() -> None:
+    page = simulate.MEM_HVA + 3 * simulate.PAGE
+    assert att.classify(recorded([(at(3), at(3) + 10, page - 4096, 4096)]), "adjacent")[3] == att.UNRELATED
+    assert att.classify(recorded([(at(3), at(3) + 10, page - 4096, 4097)]), "adjacent")[3] == att.NEEDED
+    assert att.classify(recorded([(at(3), at(3) + 10, page + 4096, 4096)]), "adjacent")[3] == att.UNRELATED
+
+
+def test_another_process_has_addresses_of_its_own() -> None:
+    window = (at(3), at(3) + 10, simulate.MEM_HVA, 10 * simulate.PAGE)
+    assert att.classify(recorded([window]), "overlap")[3] == att.NEEDED
+    assert att.classify(recorded([window]), "other-process")[3] == att.UNRELATED
+
+
+def test_sums_add_up_and_the_slowest_are_sorted_by_cause() -> None:
+    cycles = [1000] * 10
+    cycles[3] = 5000
+    found = att.attribute(recorded([(at(3), at(3) + 10, 0, 4096)], cycles), "outside")
+    sums = found.sums
+    assert (sums.faults, sums.unrelated, sums.needed, sums.windows) == (10, 1, 0, 1)
+    assert sums.total_ns == 9 * 500 + 2500
+    assert sums.unrelated_ns == 2500
+    assert (sums.slowest, sums.slowest_unrelated, sums.slowest_needed) == (10, 1, 0)
+    assert found.slowest_ns[0] == 2500
+    assert found.slowest_kind[0] == att.UNRELATED
+
+
+def test_merging_boots_keeps_the_slowest_of_all() -> None:
+    quick = att.attribute(recorded([], [1000] * 150), "outside")
+    slow = att.attribute(recorded([(900_000, 9_000_000, 0, 4096)], [9000] * 150), "outside")
+    both = att.merge([quick, slow])
+    assert (both.faults, both.unrelated, both.slowest, both.slowest_unrelated) == (300, 150, 100, 100)
+    assert both.window_share == pytest.approx((0 + 1) / 2)
+
+
+def test_no_window_means_no_cause() -> None:
+    found = att.attribute(recorded([]), "")
+    assert (found.sums.unrelated, found.sums.needed, found.sums.window_share) == (0, 0, 0.0)
+    assert not found.kind.any()

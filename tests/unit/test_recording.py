@@ -1,0 +1,146 @@
+"""The reader against the C header, and against every kind of damage."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simulate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator import recording as rec
+from orchestrator.errors import RecordingError
+
+HEADER = Path(__file__).parents[2] / "guests" / "include" / "recording.h"
+STRUCTS = {
+    "rec_header": rec.HEADER, "rec_vcpu": rec.VCPU, "rec_fault": rec.FAULT, "rec_window": rec.WINDOW,
+    "rec_counter": rec.COUNTER, "rec_trailer": rec.TRAILER,
+}  # fmt: skip
+CONSTANTS = {
+    "REC_MAGIC": rec.MAGIC, "REC_TRAILER_MAGIC": rec.TRAILER_MAGIC, "REC_VERSION": rec.VERSION,
+    "REC_HEADER_BYTES": rec.HEADER_BYTES, "REC_LATENCY_BITS": rec.LATENCY_BITS, "REC_PAGE_BITS": 64 - rec.LATENCY_BITS,
+    "REC_FLAG_TDP": rec.FLAG_TDP, "REC_FLAG_WRITE": rec.FLAG_WRITE, "REC_FLAG_RANDOM": rec.FLAG_RANDOM,
+    "REC_FLAG_COUNTERS": rec.FLAG_COUNTERS,
+    **{f"REC_ARCH_{name.upper()}": number for number, name in rec.ARCHES.items()},
+    **{f"REC_OP_{name.upper()}": number for number, name in rec.OPS.items()},
+}  # fmt: skip
+
+
+def small() -> bytes:
+    return simulate.recording_bytes(
+        latencies=[np.array([9000, 10_000], np.uint64), np.array([11_000], np.uint64)],
+        windows=[(1_000_100, 1_002_000, simulate.MEM_HVA, 4096)],
+        counters={"exits": 5, "pf_fixed": 3},
+    )
+
+
+def defines() -> dict[str, int]:
+    found = re.findall(r"^#define\s+(REC_\w+)\s+(0x[0-9a-fA-F]+|\d+)(?:ull)?\b", HEADER.read_text(), re.MULTILINE)
+    return {name: int(value, 0) for name, value in found}
+
+
+def test_every_constant_of_the_header_is_the_readers() -> None:
+    assert defines() == CONSTANTS
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+def test_every_offset_and_size_is_what_the_compiler_says(tmp_path: Path) -> None:
+    lines = [f'#include "{HEADER}"', "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
+    expected = []
+    for struct, dtype in STRUCTS.items():
+        lines.append(f'printf("{struct} %zu\\n", sizeof(struct {struct}));')
+        expected.append(f"{struct} {dtype.itemsize}")
+        for name in dtype.names or ():
+            size = f"sizeof(((struct {struct} *)0)->{name})"
+            lines.append(f'printf("{struct}.{name} %zu %zu\\n", offsetof(struct {struct}, {name}), {size});')
+            expected.append(f"{struct}.{name} {dtype.fields[name][1]} {dtype.fields[name][0].itemsize}")
+    (tmp_path / "layout.c").write_text("\n".join([*lines, "return 0; }"]))
+    subprocess.run(["gcc", "-Wall", "-Werror", "-o", tmp_path / "layout", tmp_path / "layout.c"], check=True)
+    said = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout
+    assert said.splitlines() == expected
+
+
+def test_the_header_has_no_struct_or_field_that_the_reader_misses() -> None:
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
+    structs = dict(re.findall(r"^struct (\w+) \{(.*?)^\};", text, re.DOTALL | re.MULTILINE))
+    fields = {name: tuple(re.findall(r"(\w+)(?:\[\d+\])?;", body)) for name, body in structs.items()}
+    assert fields == {name: dtype.names for name, dtype in STRUCTS.items()}
+
+
+def test_reads_back_what_was_written() -> None:
+    found = rec.parse(small(), "x")
+    assert (found.header.arm, found.header.cell, found.header.nr_vcpus) == ("base", "quiet", 2)
+    assert found.header.has_counters and found.header.tdp and found.header.write and not found.header.random
+    assert found.latency_cycles.tolist() == [9000, 10_000, 11_000]
+    assert found.latency_ns().tolist() == [4500.0, 5000.0, 5500.0]
+    assert found.vcpu.tolist() == [0, 0, 1]
+    assert found.page.tolist() == [0, 1, 0]
+    assert found.start_tsc.tolist() == [1_000_000, 1_009_400, 1_000_000]
+    assert found.since_start_ns(found.start_tsc).tolist() == [0.0, 4700.0, 0.0]
+    assert found.windows["end_tsc"].tolist() == [1_002_000]
+    assert (found.counter("exits"), found.counter("pf_fixed"), found.counter("pf_taken")) == (5, 3, None)
+
+
+def test_no_fault_and_no_vcpu_are_complete_recordings() -> None:
+    assert len(rec.parse(simulate.recording_bytes(latencies=[]), "x").page) == 0
+    assert len(rec.parse(simulate.recording_bytes(latencies=[np.empty(0, np.uint64)]), "x").page) == 0
+
+
+def test_cut_at_every_byte_is_an_error_that_says_so() -> None:
+    data = small()
+    for length in range(len(data)):
+        with pytest.raises(RecordingError, match=r"truncated|damaged"):
+            rec.parse(data[:length], "x")
+
+
+def test_every_flipped_byte_is_an_error() -> None:
+    data = small()
+    for place in range(len(data)):
+        for bit in (0x01, 0x80, 0xFF):
+            broken = bytearray(data)
+            broken[place] ^= bit
+            with pytest.raises(RecordingError):
+                rec.parse(bytes(broken), "x")
+
+
+def test_bytes_after_the_trailer_are_an_error() -> None:
+    with pytest.raises(RecordingError, match="1 bytes after the trailer"):
+        rec.parse(small() + b"\0", "x")
+
+
+def test_an_unknown_version_is_named() -> None:
+    with pytest.raises(RecordingError, match=r"version 2 .* reads version 1"):
+        rec.parse(simulate.recording_bytes(version=2), "x")
+
+
+def test_another_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match="not a recording"):
+        rec.parse(b"\x7fELF" + bytes(400), "x")
+    with pytest.raises(RecordingError, match=r"cannot read .*nothing\.bin: No such file"):
+        rec.read(tmp_path / "nothing.bin")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=700))
+def test_noise_is_never_anything_but_a_recording_error(noise: bytes) -> None:
+    with pytest.raises(RecordingError):
+        rec.parse(noise, "x")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damage_behind_a_good_magic_is_never_anything_but_a_recording_error(data: st.DataObject) -> None:
+    broken = bytearray(small())
+    # Counts and sizes are where a reader would run off: overwrite a few bytes anywhere after the magic.
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(8, len(broken) - 8))
+        piece = data.draw(st.binary(min_size=1, max_size=8))
+        broken[place : place + len(piece)] = piece
+    if bytes(broken) != small():
+        with pytest.raises(RecordingError):
+            rec.parse(bytes(broken), "x")
