@@ -108,13 +108,15 @@ def _positions(reading: Reading, keys: Sequence[str]) -> list[int]:
 
 
 def _refuse_surplus(message: Message, hunk: DamagedHunk, reading: Reading) -> None:
-    """The line after the hunk must not look as if it belonged to it."""
+    """Below the hunk, up to the signature, nothing may look like a change: a lost header would hide it."""
     last = reading[-1].index if reading else hunk.index
     for line in hunk.lines:
-        if line.index > last and not line.text.startswith("\\"):
-            if line.text[:1] in ("+", "-") and not line.text.startswith("--"):
-                raise _error(message, hunk, line.index, "has more lines than its header counts")
+        if line.index <= last:
+            continue
+        if line.text.rstrip() == "--":
             return
+        if line.text[:1] in ("+", "-"):
+            raise _error(message, hunk, line.index, "has more lines than its header counts, or the next header is lost")
 
 
 def _miscounted(message: Message, hunk: DamagedHunk) -> MailError:

@@ -50,6 +50,7 @@ def recover(mail: Path, tree: Path) -> RecoveredPatch:
         quoted = read_quoted(messages[0])
         restored = tuple(_restore_file(quoted, file, tree) for file in quoted.files)
         restored = _settle(quoted, restored)
+        _compare_with_diffstat(quoted, restored)
     except (MailError, PatchError) as error:
         raise type(error)(f"{mail}: {error.what}", hint=error.hint) from error
     text = _header(quoted) + "".join(_diff_of(file) for file in restored)
@@ -115,6 +116,15 @@ def _settle(quoted: QuotedPatch, files: Sequence[_File]) -> tuple[_File, ...]:
         _restore_hunks(quoted.message, file, [next(verdicts) or overall for _ in file.located], marked)
         for file in files
     )
+
+
+def _compare_with_diffstat(quoted: QuotedPatch, files: Sequence[_File]) -> None:
+    """A diffstat in the mail tells of files and hunks that were cut out of it."""
+    kinds = [line.kind for file in files for hunk in file.hunks for line in hunk]
+    counted = (len(files), kinds.count("+"), kinds.count("-"))
+    if quoted.stat is not None and quoted.stat != counted:
+        counts = ["{} files, {} insertions, {} deletions".format(*numbers) for numbers in (quoted.stat, counted)]
+        raise MailError(f"the diffstat counts {counts[0]}, the mail holds {counts[1]}: a part is missing")
 
 
 def _pairs(file: _File, located: Located) -> list[tuple[ReadLine, str]]:
@@ -209,7 +219,7 @@ class _Restorer:
             return line.text
         text = line.text.strip()
         if self.kept == "width":
-            return (columns(width(leading(line.text))) + text).rstrip()
+            return self._under_backslash((columns(width(leading(line.text))) + text).rstrip())
         if not text:
             return ""
         if self.marked and not line.text.startswith(" "):

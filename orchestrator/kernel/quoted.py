@@ -21,6 +21,8 @@ NEW_FILE = re.compile(r"\+\+\+ (\S+)")
 HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@ ?(.*)")
 FILE_MODE = re.compile(r"(new file|deleted file) mode (\d+)$")
 REFUSED = re.compile(r"(rename (from|to)|copy (from|to)|old mode|new mode|GIT binary patch|Binary files )")
+FILE_HEADER = re.compile(r"(diff --git|index|---|\+\+\+|new file mode|deleted file mode|Index:|=+$)\s*")
+DIFFSTAT = re.compile(r"\s*(\d+) files? changed(?:, (\d+) insertions?\(\+\))?(?:, (\d+) deletions?\(-\))?\s*$")
 IN_BODY = re.compile(r"(From|Date|Subject): *(.+)")
 ATTRIBUTION = re.compile(
     r"On (?P<date>.*?\d{4}(?:,? (?:at )?\d{1,2}:\d\d(?::\d\d)?(?: ?[AP]M)?)?(?: [-+]\d{4})?),? (?P<author>.+?) wrote:$"
@@ -43,7 +45,9 @@ class DamagedHunk:
     path: str
     number: int  # within the file, from 1
     index: int  # of the header in the body
+    old_start: int
     old_count: int
+    new_start: int
     new_count: int
     heading: str
     lines: tuple[MailLine, ...]
@@ -72,6 +76,7 @@ class QuotedPatch:
     description: tuple[str, ...]
     files: tuple[DamagedFile, ...]
     remarks: int  # lines dropped
+    stat: tuple[int, int, int] | None = None  # files, insertions, deletions, where the mail has a diffstat
 
 
 def read_quoted(message: Message) -> QuotedPatch:
@@ -88,7 +93,10 @@ def read_quoted(message: Message) -> QuotedPatch:
     files = _read_files(message, stripped, start)
     described = _describe(message, stripped, start, depth)
     remarks = sum(1 for line, text in zip(lines, stripped, strict=True) if text is None and line.strip())
-    return replace(described, files=files, remarks=remarks)
+    stats = [found for text in stripped[:start] if text is not None and (found := DIFFSTAT.match(text))]
+    numbers = [int(group or 0) for group in stats[-1].groups()] if stats else []
+    stat = (numbers[0], numbers[1], numbers[2]) if numbers else None
+    return replace(described, files=files, remarks=remarks, stat=stat)
 
 
 def level(line: str) -> int:
@@ -137,6 +145,8 @@ def _read_files(message: Message, stripped: list[str | None], start: int) -> tup
     """Split the body from line ``start`` into files and hunks."""
     at_depth = [MailLine(index, text) for index, text in enumerate(stripped) if text is not None and index >= start]
     heads = [position for position in range(len(at_depth)) if _begins_file(at_depth, position)]
+    if not heads or heads[0] != 0:
+        raise MailError(f"{message.where(start)}: no hunk follows the file's header")
     files = tuple(
         _read_file(message, at_depth[begin:end]) for begin, end in zip(heads, [*heads[1:], len(at_depth)], strict=True)
     )
@@ -183,12 +193,22 @@ def _read_file(message: Message, lines: list[MailLine]) -> DamagedFile:
     change = "new" if names.get("old") == "/dev/null" else "deleted" if names.get("new") == "/dev/null" else change
     if change != "changed" and mode not in ("", "100644", "100755"):
         raise MailError(f"{message.where(head[0].index)}: {path}: file mode {mode} is refused (symlink or submodule)")
+    _refuse_stray(message, path, head)
     ends = [*starts[1:], len(lines)]
     hunks = tuple(
         _read_hunk(path, number, lines[begin:end])
         for number, (begin, end) in enumerate(zip(starts, ends, strict=True), 1)
     )
+    _refuse_missing_hunk(message, hunks)
     return DamagedFile(path, head[0].index, change, mode, hunks)
+
+
+def _refuse_stray(message: Message, path: str, head: list[MailLine]) -> None:
+    """Between a file's header and its first hunk stands nothing, unless that hunk's header is lost."""
+    for line in head:
+        if line.text.strip() and not FILE_HEADER.match(line.text):
+            what = "neither a header nor part of a hunk; is a hunk's header missing?"
+            raise MailError(f"{message.where(line.index)}: {path}: `{printable(line.text)}` is {what}")
 
 
 def _path_of(message: Message, line: MailLine, names: dict[str, str]) -> str:
@@ -204,7 +224,21 @@ def _read_hunk(path: str, number: int, lines: list[MailLine]) -> DamagedHunk:
     if found is None:
         raise AssertionError("a hunk begins with its header")
     old, new = (1 if found[group] is None else int(found[group]) for group in (2, 4))
-    return DamagedHunk(path, number, lines[0].index, old, new, " ".join(found[5].split()), tuple(lines[1:]))
+    heading = " ".join(found[5].split())
+    return DamagedHunk(path, number, lines[0].index, int(found[1]), old, int(found[3]), new, heading, tuple(lines[1:]))
+
+
+def _refuse_missing_hunk(message: Message, hunks: tuple[DamagedHunk, ...]) -> None:
+    """The headers count lines of the whole file: a hunk that was cut out leaves a gap between old and new numbers."""
+    shift = 0
+    for hunk in hunks:
+        if hunk.old_count and hunk.new_count and hunk.new_start - hunk.old_start != shift:
+            where = f"{printable(hunk.path)}: hunk {hunk.number} ({message.where(hunk.index)})"
+            moved = hunk.new_start - hunk.old_start
+            raise MailError(
+                f"{where} says {moved:+d} lines so far, the hunks above it make {shift:+d}: is one missing?"
+            )
+        shift += hunk.new_count - hunk.old_count
 
 
 def _describe(message: Message, stripped: list[str | None], start: int, depth: int) -> QuotedPatch:
