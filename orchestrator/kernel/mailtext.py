@@ -53,6 +53,12 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def text_lines(data: bytes) -> tuple[str, ...]:
+    """The lines of ``data`` without their ends; the end of the last line does not begin another one, which would pass
+    for an empty context line."""
+    return tuple(decode(data).removesuffix("\n").split("\n"))
+
+
 def read_file(path: Path) -> bytes:
     """The bytes of a mail or patch, line ends as LF. Raises :class:`MailError` if it cannot be read or is too large."""
     try:
@@ -87,7 +93,7 @@ def read_message(data: bytes, first_line: int) -> Message:
     head, _, body = data.removeprefix(b"\n").partition(b"\n\n")
     mail = email.message_from_bytes(data) if _has_headers(head) else None
     if mail is None or "from" not in mail or not {"subject", "date", "message-id"} & {key.lower() for key in mail}:
-        return _plain_text(decode(data).split("\n"), first_line)
+        return _plain_text(text_lines(data), first_line)
     transfer = str(mail.get("content-transfer-encoding", "")).strip().lower()
     encoded = mail.is_multipart() or transfer in ("base64", "quoted-printable")
     text = _decoded_parts(mail) if encoded else body
@@ -95,7 +101,7 @@ def read_message(data: bytes, first_line: int) -> Message:
         subject=strip_reply(_header(mail, "subject")),
         author=_header(mail, "from"),
         date=iso_date(_header(mail, "date")),
-        lines=tuple(decode(unix_lines(text)).split("\n")),
+        lines=text_lines(unix_lines(text)),
         first_line=first_line + head.count(b"\n") + 2,
         encoded=encoded,
         is_mail=True,
@@ -126,7 +132,7 @@ def _has_headers(head: bytes) -> bool:
     return bool(lines) and all(line[:1] in (b" ", b"\t") or HEADER_LINE.match(line) for line in lines)
 
 
-def _plain_text(lines: list[str], first_line: int) -> Message:
+def _plain_text(lines: tuple[str, ...], first_line: int) -> Message:
     """A page of a web archive, which writes the subject and a few headers as text; or just a diff."""
     found: dict[str, str] = {}
     for line in lines[:12]:
@@ -139,7 +145,7 @@ def _plain_text(lines: list[str], first_line: int) -> Message:
         subject=strip_reply(found.get("subject", "")),
         author=found.get("from", ""),
         date=iso_date(found.get("date", "")),
-        lines=tuple(lines),
+        lines=lines,
         first_line=first_line,
         encoded=False,
         is_mail=False,
