@@ -124,13 +124,13 @@ def _judge_one(
     elif _exact(item, deterministic):
         verdict, reason = _exact_verdict(item)
         ci = _ratios(item, min(item.steps), max(item.steps), base_value)
-        smallest = _as_change(item, max(map(abs, item.bounds)), base_value)
+        smallest = _as_change(item, item.bounds[1], base_value)
     elif found is None:
         verdict, reason, ci, smallest = "inconclusive", "one boot: its noise is not known", (None, None), None
     else:
         verdict, reason = _interval_verdict(item, found, p_adjusted, tests)
         ci = _ratios(item, found.low, found.high, base_value)
-        smallest = _as_change(item, max(map(abs, item.bounds)) + found.resolution, base_value)
+        smallest = _as_change(item, item.bounds[1] + found.resolution, base_value)
     return MetricComparison(
         cell=item.cell,
         base=base,
