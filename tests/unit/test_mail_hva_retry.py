@@ -3,6 +3,7 @@
 ``tree-5.10.262.tar.xz`` holds the four files of Linux 5.10.262 that the patch touches, unchanged.
 """
 
+import re
 import tarfile
 from pathlib import Path
 
@@ -49,6 +50,35 @@ def test_no_remark_is_left_in_it() -> None:
     assert "nits" not in text and "Newline here" not in text and "\n>" not in text
     assert text.count("\n+") - text.count("\n+++ ") == 53
     assert text.count("\n-") - text.count("\n---") == 14
+
+
+def damaged(line: str, style: str) -> str:
+    """A line of a diff as a mailer leaves it; headers have no white space to lose."""
+    if re.match(r"diff |index |--- |\+\+\+ |@@ ", line):
+        return line
+    marker, text = line[:1], line[1:]
+    if style == "no indentation":
+        return marker.strip() + text.strip()
+    if style == "one blank":
+        return f"{marker} {text.strip()}".strip() if text[:1].isspace() else line.strip()
+    if style == "markers stay":
+        return (marker + text.strip()).rstrip()
+    return re.sub(r"[ \t]+", " ", line).rstrip()
+
+
+@pytest.mark.parametrize("quote", ["", "> ", ">>"])
+@pytest.mark.parametrize("style", ["no indentation", "one blank", "markers stay", "blanks joined"])
+@pytest.mark.parametrize("name", ["hva-retry/v1.patch", "planted/hang.patch", "planted/oops.patch"])
+def test_whatever_the_mailer_did_the_patch_comes_out(
+    tree: Path, tmp_path: Path, name: str, style: str, quote: str
+) -> None:
+    text = (ROOT / "patches" / name).read_text()
+    diff = text[text.index("diff --git") :]
+    lines = [(quote + damaged(line, style)).rstrip() for line in diff.removesuffix("\n").split("\n")]
+    mail = tmp_path / "mail.txt"
+    mail.write_text("\n".join(lines) + "\n")
+    recovered = recover(mail, tree).text.decode()
+    assert recovered[recovered.index("diff --git") :] == diff
 
 
 @pytest.mark.parametrize("patch", sorted(path.name for path in (ROOT / "patches" / "planted").glob("*.patch")))
