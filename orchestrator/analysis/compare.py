@@ -172,7 +172,7 @@ def _interval_verdict(
     pairs = len(item.steps)
     if pairs < statistics.MIN_PAIRS:
         least = statistics.smallest_p(pairs)
-        return "inconclusive", f"{pairs} boots cannot decide at 5 % (smallest p {least:.2g})"
+        return "inconclusive", f"{pairs} boots cannot decide at 5 %, the smallest p is {least:.2g}"
     if low <= found.low and found.high <= high:
         return "equivalent", "the interval lies within the margin"
     if not (found.high < low or found.low > high):

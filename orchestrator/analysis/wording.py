@@ -72,7 +72,7 @@ def percent(fraction: float) -> str:
         return "±0 %"
     size = abs(fraction) * 100
     if size < 0.05:
-        digits = f"{size:.2g}" if size >= 0.01 else "<0.01"
+        digits = f"{size:.2g}" if size >= 0.01 else "0.00"
     else:
         digits = f"{size:.1f}" if size < 100 else f"{size:.0f}"
     return f"{'+' if fraction > 0 else '−'}{digits} %"
@@ -101,10 +101,13 @@ def cell_verdict(cell: str, arm: str, metrics: Sequence[MetricComparison]) -> Ce
     by_metric = {item.metric: item for item in metrics}
     # A change of the tail alone says little without the middle, and the other way round.
     shown += [by_metric[name] for name in ("p50", "p99_9") if by_metric[name] not in moved]
+    retries = by_metric["retries_per_fault"]
+    if retries not in moved and (retries.base_value or retries.value):
+        shown.insert(0, retries)
     text = ", ".join(change(item) for item in shown)
     if verdict == "inconclusive":
         reasons = {item.reason for item in deciding if item.verdict == "inconclusive"}
-        text += f" ({min(reasons, key=len)})"
+        text += f": {min(reasons, key=len)}"
     return CellComparison(cell, arm, verdict, text)
 
 

@@ -71,6 +71,7 @@ class Frame:
     axes: tuple[Axes, ...]
     boxes: tuple[Box, ...]
     key: Box
+    columns: int
 
 
 def plain(text: str) -> str:
@@ -111,7 +112,7 @@ def make_frame(
             axes.append(figure.add_axes(((left + grid.left) / WIDTH_IN, bottom, inner, grid.panel / height)))
             boxes.append((left * 72, top * 72, (wide + 0.08) * 72, step * 72))
     key_box = (0.0, head_in * 72, (1.2 * len(key) + 2.2 * len(extra) + 0.3) * 72, 0.3 * 72)
-    return Frame(figure, tuple(axes), tuple(boxes), key_box)
+    return Frame(figure, tuple(axes), tuple(boxes), key_box, grid.columns)
 
 
 def _key(index: int, arm: str, bars: bool) -> Artist:
@@ -127,6 +128,12 @@ def _key(index: int, arm: str, bars: bool) -> Artist:
 def line(index: int) -> dict[str, Any]:
     """How the arm of this index is drawn."""
     return {"color": COLOURS[index % 6], "linestyle": DASHES[index % 6]}
+
+
+def name_panel(axes: Axes, name: str, said: str, room: float) -> None:
+    """A panel's title, and what is said of it below; ``room`` is the panel's width in inches."""
+    axes.set_title(short(name, max(12, int(room * 12))), loc="left", fontweight="bold", pad=14)
+    axes.text(0, 1.0, short(said, max(12, int(room * 16))), transform=axes.transAxes, fontsize=8, va="bottom")
 
 
 def time_axis(axis: Axis) -> None:

@@ -20,11 +20,13 @@ from orchestrator.report.canvas import (
     MARKERS,
     RC,
     SHADE,
+    WIDTH_IN,
     Box,
     Frame,
     Grid,
     line,
     make_frame,
+    name_panel,
     plain,
     short,
     time_axis,
@@ -37,7 +39,7 @@ PERCENTILES = ((0.30103, "p50"), (1.0, "p90"), (2.0, "p99"), (3.0, "p99.9"), (4.
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn plot: file stem, finding, a caption that says how to read it; ``boxes`` and ``key`` as in Frame."""
+    """A drawn plot: file stem, finding, a caption that says how to read it; the rest as in Frame."""
 
     name: str
     title: str
@@ -46,6 +48,7 @@ class Plot:
     png: Path
     boxes: tuple[Box, ...]
     key: Box
+    columns: int
 
 
 Panel = tuple[Axes, list[tuple[int, CellCurves]]]
@@ -74,7 +77,9 @@ def draw_all(comparison: Comparison, curves: Curves, folder: Path) -> tuple[Plot
 
 
 def _save(frame: Frame, name: str, title: str, caption: str, folder: Path) -> Plot:
-    plot = Plot(name, title, caption, folder / f"{name}.svg", folder / f"{name}.png", frame.boxes, frame.key)
+    plot = Plot(
+        name, title, caption, folder / f"{name}.svg", folder / f"{name}.png", frame.boxes, frame.key, frame.columns
+    )
     FigureCanvasAgg(frame.figure)
     frame.figure.savefig(plot.svg, metadata={"Date": None, "Creator": "orch"})
     frame.figure.savefig(plot.png, dpi=150, metadata={"Software": "orch"})
@@ -100,8 +105,7 @@ def _panels(comparison: Comparison, curves: Curves, title: str, height: float) -
     panels: list[Panel] = []
     for place, cell in zip(axes, cells, strict=True):
         said = ", ".join(f"{item.arm} {item.verdict}" for item in comparison.verdicts if item.cell == cell)
-        place.text(0, 1.0, short(said, 56), transform=place.transAxes, fontsize=8, va="bottom")
-        place.set_title(short(cell, 40), loc="left", fontweight="bold", pad=14)
+        name_panel(place, cell, said, WIDTH_IN / columns - 0.9)
         found = ((index, curves.get(cell, arm)) for index, arm in enumerate(arms))
         panels.append((place, [(index, curve) for index, curve in found if curve is not None]))
     return replace(whole, axes=axes, boxes=whole.boxes[: len(cells)]), panels
@@ -177,7 +181,7 @@ def _timeline(comparison: Comparison, curves: Curves, title: str) -> Frame | Non
     if not cells:
         return None
     shade = Patch(color=SHADE, alpha=0.55, label="system call of the storm")
-    frame = make_frame(title, Grid(len(cells), len(arms), 0.95, below=0.22, above=0.25), arms, extra=[shade])
+    frame = make_frame(title, Grid(len(cells), len(arms), 0.95, below=0.22, above=0.4), arms, extra=[shade])
     axes = frame.axes
     lines = [curve.timeline for curve in curves.curves]
     low = min((min(item.maxima.y) for item in lines), default=1.0) / 1.5
@@ -190,7 +194,7 @@ def _timeline(comparison: Comparison, curves: Curves, title: str) -> Frame | Non
             panel.set_ylim(low, high)
             panel.set_xlim(0, length * 1e3)
             time_axis(panel.yaxis)
-            panel.set_title(short(f"{cell} · {arm}", 86 // len(arms)), loc="left", fontsize=8.5, fontweight="bold")
+            name_panel(panel, cell, arm, WIDTH_IN / len(arms) - 0.9)
             _over_time(panel, curves.get(cell, arm), column, comparison.summary(cell, arm).outcome)
             panel.xaxis.set_major_locator(MaxNLocator(max(2, 10 // len(arms))))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))

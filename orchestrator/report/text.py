@@ -12,7 +12,7 @@ from orchestrator.results import Provenance
 
 WIDTH = 72
 # Mails on the kernel's lists are read in fonts and tools of every age.
-ASCII = str.maketrans({"−": "-", "–": "-", "±": "+-", "→": "->", "µ": "u", "×": "x", "…": "...", "’": "'"})
+ASCII = str.maketrans({"−": "-", "–": "-", "±": "+/-", "→": "->", "µ": "u", "×": "x", "…": "...", "’": "'"})
 TRACE_LINES = 6
 COLUMNS = ("p50", "p99", "p99_9", "max", "mean")
 
@@ -93,8 +93,12 @@ def _failures(failures: Sequence[FailedTrial]) -> list[str]:
     if not failures:
         return []
     lines = ["Trials that did not end well", "-" * WIDTH]
+    alike: dict[tuple[str, ...], list[FailedTrial]] = {}
     for item in failures:
-        lines += _wrap(f"{item.trial} {item.cell}, {item.arm}: {item.outcome}: {item.reason}", "  ", "    ")
+        alike.setdefault((item.cell, item.arm, item.outcome, item.reason), []).append(item)
+    for item, *others in alike.values():
+        more = f" (and so in trials {', '.join(other.trial for other in others)})" if others else ""
+        lines += _wrap(f"{item.trial} {item.cell}, {item.arm}: {item.outcome}: {item.reason}{more}", "  ", "    ")
         shown = item.trace or item.console_tail
         lines += [f"    | {line}" for line in shown[:TRACE_LINES]]
         lines += _wrap(f"log: {item.console}", "    ", "      ")

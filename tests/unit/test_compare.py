@@ -116,7 +116,7 @@ def test_few_boots_say_that_they_cannot_decide(tmp_path: Path) -> None:
     plant = Plant(QUIET, accel="tcg", boots=4, noise=0.01, effects={("quiet", "v1"): Effect(scale=3.0)})
     found = verdicts(compared(plant, tmp_path), "quiet")
     assert {item.verdict for item in found.values()} == {"inconclusive"}
-    assert found["p50"].reason == "4 boots cannot decide at 5 % (smallest p 0.12)"
+    assert found["p50"].reason == "4 boots cannot decide at 5 %, the smallest p is 0.12"
 
 
 def test_many_boots_find_a_planted_shift(tmp_path: Path) -> None:
