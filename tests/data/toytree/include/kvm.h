@@ -1,0 +1,1 @@
+int mmu_notifier_retry(int seq);

@@ -1,0 +1,6 @@
+#include "kvm.h"
+
+int kvm_fault(int seq)
+{
+	return mmu_notifier_retry(seq);
+}

@@ -1,0 +1,10 @@
+int kvm_fault(int seq);
+
+const char version[] = STAMP;
+
+void start(void)
+{
+	kvm_fault(version[0]);
+	for (;;)
+		;
+}
