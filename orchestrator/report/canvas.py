@@ -133,7 +133,10 @@ def line(index: int) -> dict[str, Any]:
 def name_panel(axes: Axes, name: str, said: str, room: float) -> None:
     """A panel's title, and what is said of it below; ``room`` is the panel's width in inches."""
     axes.set_title(short(name, max(12, int(room * 12))), loc="left", fontweight="bold", pad=14)
-    axes.text(0, 1.0, short(said, max(12, int(room * 16))), transform=axes.transAxes, fontsize=8, va="bottom")
+    axes.annotate(
+        short(said, max(12, int(room * 16))), (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points",
+        fontsize=8, va="bottom",
+    )  # fmt: skip
 
 
 def time_axis(axis: Axis) -> None:

@@ -181,7 +181,7 @@ def _timeline(comparison: Comparison, curves: Curves, title: str) -> Frame | Non
     if not cells:
         return None
     shade = Patch(color=SHADE, alpha=0.55, label="system call of the storm")
-    frame = make_frame(title, Grid(len(cells), len(arms), 0.95, below=0.22, above=0.4), arms, extra=[shade])
+    frame = make_frame(title, Grid(len(cells), len(arms), 0.95, below=0.27, above=0.4), arms, extra=[shade])
     axes = frame.axes
     lines = [curve.timeline for curve in curves.curves]
     low = min((min(item.maxima.y) for item in lines), default=1.0) / 1.5
