@@ -7,6 +7,7 @@ releases (``bullseye-security`` is served where ``bookworm-security`` is). Works
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -57,21 +58,23 @@ def configured(apt: Path = Path("/etc/apt")) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def mirrors(suite: str, entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Addresses that should serve ``suite``, the likeliest first.
+def mirrors(suite: str, entries: Iterable[Entry], codename: str) -> tuple[str, ...]:
+    """Addresses that should serve ``suite``, the likeliest first; ``codename`` is the machine's own release.
 
-    An entry counts if its suite is of the same kind (security, or the main archive) and its ``Signed-By``, if any, is
-    Debian's keyring: third parties name suites after Debian's, too. The signature decides in the end.
-    Raises :class:`SourceError` if there is none.
+    An entry counts if its suite is of the same kind (security, or the main archive), its ``Signed-By``, if any, is
+    Debian's keyring, and it looks like Debian's archive by keyring, path or release. Third parties name suites after
+    Debian's, too: the signature decides in the end. Raises :class:`SourceError` if there is none.
     """
     wanted = _kind(suite)
     ranked: list[tuple[int, str]] = []
     for entry in entries:
-        trusted = "debian-archive" in entry.signed_by or "BEGIN PGP" in entry.signed_by
+        trusted = "debian-archive" in entry.signed_by
         if _kind(entry.suite) != wanted or (entry.signed_by and not trusted):
             continue
         named = re.search(r"/debian(?:-security|-archive)?/?$", entry.uri) is not None
-        ranked.append((-(2 * (entry.suite == suite) + named + trusted), entry.uri))
+        ours = re.split("[-/]", entry.suite)[0] in {codename, re.split("[-/]", suite)[0]}
+        if trusted or named or ours:
+            ranked.append((-(2 * (entry.suite == suite) + named + trusted), entry.uri))
     if not ranked:
         what = "security updates" if wanted == SECURITY else "a Debian release"
         raise SourceError(
@@ -86,7 +89,8 @@ def download(source: DebianSource, folder: Path, say: Callable[[str], None], apt
     if not KEYRING.is_file():
         raise SourceError(f"{KEYRING} is missing", hint="apt-get install debian-archive-keyring")
     failures: list[str] = []
-    for number, uri in enumerate(mirrors(source.suite, configured(apt))):
+    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    for number, uri in enumerate(mirrors(source.suite, configured(apt), codename)):
         say(f"asking the apt mirror for {source.package} of {source.suite}")
         try:
             return _download_from(uri, source, folder / str(number))
