@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from orchestrator.report.canvas import FAINT, INK, SHADE
+from orchestrator.report.canvas import COLOURS, FAINT, INK, SHADE
 from orchestrator.report.plots import Plot
 
 _GROUP = re.compile(r'^  <g id="([a-z]+_\d+)">\n.*?^  </g>\n', re.DOTALL | re.MULTILINE)
@@ -29,7 +29,13 @@ def cut(plot: Plot) -> Cut:
     text = re.sub(r"<!--.*?-->", "", plot.svg.read_text(encoding="utf-8"), flags=re.DOTALL)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{plot.name}-", text)
     text = text.replace('style="fill: #ffffff"', 'style="fill: none"')
-    for colour, replacement in ((INK, "currentColor"), (FAINT, "var(--grid)"), (SHADE, "var(--shade)")):
+    # The palette's blue is too dark on a dark page.
+    for colour, replacement in (
+        (COLOURS[0].lower(), "var(--arm-blue)"),
+        (INK, "currentColor"),
+        (FAINT, "var(--grid)"),
+        (SHADE, "var(--shade)"),
+    ):
         text = text.replace(colour, replacement)
     # A hundredth of a point is far below a pixel; the rest is a third of the file.
     text = re.sub(r'(?<= d=")[^"]*', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
