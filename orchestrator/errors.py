@@ -66,6 +66,10 @@ class MailError(UserError):
     """A mail that holds no patch, or one that cannot be recovered without guessing."""
 
 
+class QuotedMailError(MailError):
+    """A mail that quotes a patch: it must be recovered against a tree before it can be applied."""
+
+
 class PatchError(UserError):
     """A patch that conflicts, leaves the tree, or is of a form that is refused."""
 

@@ -22,8 +22,24 @@ BUILD_DEADLINE_S = 300.0
 LOCK_WAIT_S = 600.0
 # What the trial's file may hold: fixed, so that the length of an arm's name moves no byte of guest memory.
 TRIAL_FILE_BYTES = 2048
-SWAP_WORD = "@swap"  # init.c: make the RAM disk swap space first
-RECORDING_WORD = "@recording"  # init.c: stands for the virtio port of that name
+# What guests/init/init.c understands besides the program and its arguments.
+SWAP_WORD = "@swap"  # make the RAM disk swap space first
+DEADLINE_WORD = "@deadline={:g}"  # seconds of the guest's own clock
+RECORDING_WORD = "@recording"  # stands for the virtio port of that name
+# What a person needs who looks around in a kernel under test: file systems, applets by name, a terminal with job
+# control; and at the end the machine goes off, as after a trial.
+SHELL_INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/ PS1='\\u@\\h:\\w# '
+mount -t devtmpfs devtmpfs /dev 2>/dev/null
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t debugfs debugfs /sys/kernel/debug
+echo "$(uname -srv)"
+echo "fault_vmm --out /dev/null measures; KVM's counters are in /sys/kernel/debug/kvm; leave with exit"
+setsid cttyhack sh
+reboot -f
+"""
 
 
 @dataclass(frozen=True)
@@ -60,15 +76,43 @@ def write_initramfs(guests: Guests, words: Sequence[str], out: Path) -> None:
     trial = b"".join(word.encode() + b"\0" for word in words)
     if len(trial) > TRIAL_FILE_BYTES:
         raise UserError(f"the trial's arguments take {len(trial)} bytes, there is room for {TRIAL_FILE_BYTES}")
+    root = _empty_root(out, ("bin", "dev", "proc", "sys", "trial"))
+    _install(guests.init, root / "init")
+    _install(guests.fault_vmm, root / "bin" / "fault_vmm")
+    (root / "trial" / "argv").write_bytes(trial.ljust(TRIAL_FILE_BYTES, b"\0"))
+    _pack(root, out)
+
+
+def write_shell_initramfs(guests: Guests, out: Path) -> None:
+    """An initramfs at ``out`` whose init is a shell (Debian's static busybox), with ``fault_vmm`` beside it.
+
+    Raises :class:`UserError` with the package to install if there is no static busybox.
+    """
+    busybox = Path(proc.require("busybox", "busybox-static"))
+    if b"interp" in busybox.read_bytes()[:4096]:
+        raise UserError(f"{busybox} is not a static program", hint="apt-get install busybox-static")
+    root = _empty_root(out, ("bin", "dev", "proc", "sys"))
+    _install(busybox, root / "bin" / "busybox")
+    _install(guests.fault_vmm, root / "bin" / "fault_vmm")
+    (root / "init").write_text(SHELL_INIT)
+    (root / "init").chmod(0o755)
+    _pack(root, out)
+
+
+def _empty_root(out: Path, folders: Sequence[str]) -> Path:
     root = out.with_name(f".{out.name}.root")
     shutil.rmtree(root, ignore_errors=True)
-    for folder in ("bin", "dev", "proc", "sys", "trial"):
+    for folder in folders:
         (root / folder).mkdir(parents=True)
-    shutil.copyfile(guests.init, root / "init")
-    shutil.copyfile(guests.fault_vmm, root / "bin" / "fault_vmm")
-    (root / "trial" / "argv").write_bytes(trial.ljust(TRIAL_FILE_BYTES, b"\0"))
-    for program in (root / "init", root / "bin" / "fault_vmm"):
-        program.chmod(0o755)
+    return root
+
+
+def _install(program: Path, to: Path) -> None:
+    shutil.copyfile(program, to)
+    to.chmod(0o755)
+
+
+def _pack(root: Path, out: Path) -> None:
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
     for name in names:
         os.utime(root / name, (0, 0))

@@ -128,6 +128,11 @@ def start(
         )
 
 
+def attach(argv: Sequence[str | Path], *, cwd: Path | None = None) -> int:
+    """Run ``argv`` on the user's own terminal until it ends; returns its exit code."""
+    return subprocess.run([str(word) for word in argv], cwd=cwd, check=False).returncode
+
+
 class Child:
     """A running process in its own group; a context manager that leaves nothing behind."""
 

@@ -24,9 +24,8 @@ class TrialResult:
 
     ``reason`` is one line for people, ``trace`` the decoded first lines of a panic or oops, ``warnings`` the
     ``WARNING:``/``BUG:`` lines of a kernel log whose trial went on to its end. ``recording_sha256`` is empty unless
-    the outcome is ``ok``. ``boot_seconds`` is from the start of the target to its first process, in the guest's
-    time (virtual under icount); ``wall_seconds`` is the whole trial. ``rerun`` is the command that repeats just
-    this trial.
+    the outcome is ``ok``. ``boot_seconds`` is wall time from the start of the target to its first process, 0 if it
+    was not reached; ``wall_seconds`` is the whole trial. ``rerun`` is the command that repeats just this trial.
     """
 
     id: str

@@ -119,6 +119,7 @@ def program_words(arm: str, cell: Cell, seed: int) -> tuple[str, ...]:
             "storm-threads": storm.threads,
             "storm-period-us": storm.period_us,
             "storm-cpu": storm.cpu,
+            "storm-class": "fifo" if storm.cpu == "same" and not storm.preempted else "other",
             "hogs": storm.hogs,
             "max-windows": MAX_WINDOWS_A_THREAD,
         }

@@ -22,7 +22,7 @@
 enum option_key {
 	OPT_ARM = 256, OPT_CELL, OPT_OUT, OPT_SEED, OPT_VCPUS, OPT_MEM, OPT_STRIDE, OPT_ROUNDS, OPT_ACCESS, OPT_ORDER,
 	OPT_PAGE, OPT_BACKING, OPT_STORM, OPT_PLACEMENT, OPT_STORM_BYTES, OPT_STORM_THREADS, OPT_STORM_PERIOD,
-	OPT_STORM_CPU, OPT_HOGS, OPT_MAX_WINDOWS,
+	OPT_STORM_CPU, OPT_STORM_CLASS, OPT_HOGS, OPT_MAX_WINDOWS,
 };
 
 static const struct option options[] = {
@@ -44,6 +44,7 @@ static const struct option options[] = {
 	{ "storm-threads", required_argument, NULL, OPT_STORM_THREADS },
 	{ "storm-period-us", required_argument, NULL, OPT_STORM_PERIOD },
 	{ "storm-cpu", required_argument, NULL, OPT_STORM_CPU },
+	{ "storm-class", required_argument, NULL, OPT_STORM_CLASS },
 	{ "hogs", required_argument, NULL, OPT_HOGS },
 	{ "max-windows", required_argument, NULL, OPT_MAX_WINDOWS },
 	{ NULL, 0, NULL, 0 },
@@ -69,6 +70,7 @@ static const struct choice placements[] = {
 	{ "outside", STORM_OUTSIDE }, { "disjoint", STORM_DISJOINT }, { "adjacent", STORM_ADJACENT },
 	{ "overlap", STORM_OVERLAP }, { "other-process", STORM_OTHER_PROCESS }, { NULL, 0 },
 };
+static const struct choice classes[] = { { "fifo", 1 }, { "other", 0 }, { NULL, 0 } };
 /* The vCPU's CPU is 0 (vCPU i runs on CPU i); "other" is the last one. */
 static const struct choice cpus[] = { { "same", 0 }, { "other", 1 }, { "any", -1 }, { NULL, 0 } };
 
@@ -133,6 +135,9 @@ static void take_storm_option(struct storm_params *storm, int key, const char *n
 		break;
 	case OPT_STORM_CPU:
 		storm->cpu = storm_cpu(optarg);
+		break;
+	case OPT_STORM_CLASS:
+		storm->fifo = choose(classes, name, optarg);
 		break;
 	case OPT_HOGS:
 		storm->hogs = number(name, optarg, 0, 64);

@@ -2,9 +2,10 @@
 /*
  * PID 1 of the emulated host: mount what KVM's statistics need, run one program, say how it ended, switch off.
  *
- * The program and its arguments are in /trial/argv, NUL-terminated words; "@recording" among them stands for the
- * virtio port of that name. Everything that happens is said on the port "orch.status", a line each, never on the
- * console, which belongs to the kernel:
+ * What to do is in /trial/argv, NUL-terminated words: first "@deadline=SECONDS" (of our own clock) and perhaps
+ * "@swap", then the program and its arguments; "@recording" among them stands for the virtio port of that name.
+ * Everything that happens is said on the port "orch.status", a line each, never on the console, which belongs to the
+ * kernel:
  *
  *	pid1 SECONDS		we run; time since the kernel's clock started
  *	start SECONDS		the program was started
@@ -49,6 +50,7 @@
 
 static int status_fd = -1;
 static bool has_watchdog;
+static double deadline_s;
 
 static double uptime_s(void)
 {
@@ -190,7 +192,7 @@ static size_t read_trial(char *text)
 
 /*
  * MADV_PAGEOUT moves anonymous pages only if there is somewhere to move them to: the ram disk becomes swap when the
- * trial's first word is "@swap". A swap header is one page: the bad-page count and the version at offset 1024, the
+ * trial says "@swap". A swap header is one page: the bad-page count and the version at offset 1024, the
  * signature at its end (union swap_header in include/linux/swap.h).
  */
 static void make_swap(void)
@@ -214,6 +216,18 @@ static void make_swap(void)
 		fail("swapon");
 }
 
+static void take_word(char *word, char **words, int *count, const char *recording)
+{
+	if (!*word)
+		return;		/* padding: the file has one size whatever the trial is called */
+	if (!strncmp(word, "@deadline=", 10))
+		deadline_s = strtod(word + 10, NULL);
+	else if (!strcmp(word, "@swap"))
+		make_swap();
+	else
+		words[(*count)++] = !strcmp(word, "@recording") ? (char *)recording : word;
+}
+
 static void split_words(char *text, size_t bytes, char **words, const char *recording)
 {
 	size_t offset = 0;
@@ -223,16 +237,11 @@ static void split_words(char *text, size_t bytes, char **words, const char *reco
 		char *word = text + offset;
 
 		offset += strlen(word) + 1;
-		if (!strcmp(word, "@swap") && count == 0)
-			make_swap();
-		else if (!*word)
-			continue;	/* padding: the file has one size whatever the trial is called */
-		else
-			words[count++] = !strcmp(word, "@recording") ? (char *)recording : word;
+		take_word(word, words, &count, recording);
 	}
 	words[count] = NULL;
-	if (!count)
-		fail("%s names no program", TRIAL_FILE);
+	if (!count || deadline_s <= 0)
+		fail("%s names no program, or no deadline", TRIAL_FILE);
 }
 
 static pid_t start_program(char **words, int *stderr_fd)
@@ -279,8 +288,9 @@ static bool forward_lines(int fd, char *line, size_t *used, size_t room)
 	return true;
 }
 
-static void watch(pid_t pid, int stderr_fd, double deadline_s)
+static void watch(pid_t pid, int stderr_fd)
 {
+	double end_s = uptime_s() + deadline_s;
 	struct pollfd stream = { .fd = stderr_fd, .events = POLLIN };
 	char line[512];
 	size_t used = 0;
@@ -290,7 +300,7 @@ static void watch(pid_t pid, int stderr_fd, double deadline_s)
 		if (poll(&stream, 1, FEED_MS) > 0 && !forward_lines(stderr_fd, line, &used, sizeof(line)))
 			break;
 		outb(IB700_10_S, IB700_FEED_PORT);
-		if (uptime_s() > deadline_s) {
+		if (uptime_s() > end_s) {
 			say("deadline %.6f", uptime_s());
 			kill(pid, SIGKILL);
 			return;
@@ -303,13 +313,12 @@ static void watch(pid_t pid, int stderr_fd, double deadline_s)
 		say("exit %d", WEXITSTATUS(status));
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
 	static char text[MAX_ARGV_BYTES];
 	static char *words[MAX_WORDS];
 	struct sched_param high = { .sched_priority = 50 };
 	char recording[300];
-	double deadline_s = argc > 1 ? strtod(argv[argc - 1], NULL) : 0;
 	int stderr_fd;
 	size_t bytes;
 	pid_t pid;
@@ -320,8 +329,6 @@ int main(int argc, char **argv)
 	mount_at("debugfs", "/sys/kernel/debug");
 	open_status();
 	say("pid1 %.6f", uptime_s());
-	if (deadline_s <= 0)
-		fail("the kernel's command line ends without '-- SECONDS', the deadline");
 	if (!find_port("orch.recording", recording, sizeof(recording)))
 		fail("no virtio port named orch.recording");
 	/* Hogs must not keep us from feeding the watchdog. */
@@ -333,6 +340,6 @@ int main(int argc, char **argv)
 	split_words(text, bytes, words, recording);
 	pid = start_program(words, &stderr_fd);
 	say("start %.6f", uptime_s());
-	watch(pid, stderr_fd, uptime_s() + deadline_s);
+	watch(pid, stderr_fd);
 	leave();
 }

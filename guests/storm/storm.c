@@ -86,6 +86,13 @@ static void pin(int cpu)
 	die_if(sched_setaffinity(0, sizeof(set), &set), "sched_setaffinity to CPU %d", cpu);
 }
 
+static void raise_priority(void)
+{
+	struct sched_param high = { .sched_priority = 1 };
+
+	die_if(sched_setscheduler(0, SCHED_FIFO, &high), "SCHED_FIFO for the storm (preempted: false on the vCPU's CPU)");
+}
+
 static void sleep_us(uint32_t us)
 {
 	struct timespec pause = { .tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000l };
@@ -203,6 +210,8 @@ static void *storm_worker(void *arg)
 	struct storm_shared *shared = self->storm->shared;
 
 	pin(self->storm->params.cpu);
+	if (self->storm->params.fifo)
+		raise_priority();
 	populate(self->storm, self->range);
 	atomic_fetch_add(&shared->ready, 1);
 	while (!atomic_load(&shared->go))

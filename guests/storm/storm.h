@@ -25,6 +25,7 @@ struct storm_params {
 	uint32_t threads;
 	uint32_t period_us;		/* pause between two invalidations; 0: none */
 	int cpu;			/* to run on; -1: wherever the scheduler likes */
+	bool fifo;			/* at real-time priority: no call is preempted by the vCPU */
 	uint32_t hogs;			/* threads that only burn CPU time, on hog_cpu */
 	int hog_cpu;
 	uint32_t max_windows;		/* room for so many windows a thread */

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from orchestrator.experiment.types import (
     MAX_PAGES,
-    PAGE_BYTES,
     Arm,
     Cell,
     Check,
@@ -99,10 +98,11 @@ def _guest(document: Document, placed: PlacedCell) -> None:
     guest = placed.cell.guest
     if guest.page == "2m" and guest.mem_mib % 2:
         document.problem(placed.key("mem_mib"), "a multiple of 2 with page: 2m", guest.mem_mib)
-    pages = guest.mem_mib * 1024 * 1024 // PAGE_BYTES[guest.page]
-    if pages > MAX_PAGES:
+    if guest.pages >= MAX_PAGES:
         document.problem(
-            placed.key("mem_mib"), f"at most {MAX_PAGES} pages (the recording keeps 24 bits)", Shown(f"{pages} pages")
+            placed.key("mem_mib"),
+            f"fewer than {MAX_PAGES} pages (the recording keeps 24 bits)",
+            Shown(f"{guest.pages} pages"),
         )
     samples_mib = guest.faults * SAMPLE_BYTES / 2**20
     if samples_mib > MAX_SAMPLES_MIB:
@@ -124,6 +124,12 @@ def _storm(document: Document, placed: PlacedCell) -> None:
     if storm.preempted and storm.cpu != "same" and not storm.hogs:
         document.problem(
             placed.key("preempted"), "cpu: same, or hogs, with preempted: true", Shown(f"cpu: {storm.cpu}, no hogs")
+        )
+    if storm.cpu == "same" and not storm.preempted and not storm.period_us:
+        document.problem(
+            placed.key("period_us"),
+            "more than 0 with cpu: same and preempted: false (at real-time priority the storm would starve the vCPU)",
+            storm.period_us,
         )
     if storm.placement == "overlap" and storm.size_kib * storm.threads > guest.mem_mib * 1024:
         document.problem(

@@ -21,7 +21,7 @@ Check = Literal["kernel_log", "needed_retries", "controls"]
 
 MAX_SEED = 2**63 - 1
 MAX_PAGES = 2**24  # REC_PAGE_BITS of guests/include/recording.h: a fault's page index has 24 bits.
-PAGE_BYTES = {"4k": 4096, "2m": 2 * 1024 * 1024}
+PAGE_BYTES = 4096
 
 # Names become folders, JUnit names and fields of the recording (char arm[32], char cell[96], NUL included). They start
 # with a letter or digit and hold no slash, so neither "..", nor an option, nor a hidden file can be made of them.
@@ -139,13 +139,13 @@ class Guest:
         Literal["absent", "present"],
         Field(description="absent: host pages are discarded between rounds; present: only the SPTEs are dropped"),
     ] = "absent"
-    stride_pages: Annotated[int, Field(ge=1, le=4096, description="touch every Nth page only")] = 1
+    stride_pages: Annotated[int, Field(ge=1, le=4096, description="touch every Nth 4 KiB page only")] = 1
     tdp: Annotated[bool, Field(description="on: NPT/EPT; off: shadow paging (npt=0)")] = True
 
     @property
     def pages(self) -> int:
-        """Pages that fault in one round, of all vCPUs together."""
-        return -(-self.mem_mib * 1024 * 1024 // (PAGE_BYTES[self.page] * self.stride_pages))
+        """Pages that fault in one round, of all vCPUs together: host pages, whatever the guest maps them with."""
+        return self.mem_mib * 1024 * 1024 // (PAGE_BYTES * self.stride_pages)
 
     @property
     def faults(self) -> int:
@@ -167,8 +167,14 @@ class Storm:
     cpu: Annotated[
         Literal["same", "other", "any"], Field(description="same: the vCPU's CPU; other: one without a vCPU")
     ] = "any"
-    preempted: Annotated[bool, Field(description="the invalidator loses its CPU in the middle of a call")] = False
-    hogs: Annotated[int, Field(ge=0, le=64, description="busy threads that compete for the storm's CPU")] = 0
+    preempted: Annotated[
+        bool,
+        Field(
+            description="true: the invalidator competes for its CPU and loses it in the middle of a call; "
+            "false with cpu: same: it has real-time priority, so that every call runs to its end"
+        ),
+    ] = False
+    hogs: Annotated[int, Field(ge=0, le=64, description="busy threads that compete for the CPU of vCPU 0")] = 0
 
 
 @dataclass(frozen=True, config=STRICT)

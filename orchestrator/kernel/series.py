@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import proc
-from orchestrator.errors import MailError, PatchError, printable
+from orchestrator.errors import MailError, PatchError, QuotedMailError, printable
 from orchestrator.kernel.diff import FileDiff, find_diff, parse_diff
 from orchestrator.kernel.mailtext import Message, encode, read_file, read_messages
 from orchestrator.kernel.paths import inside
@@ -42,8 +42,8 @@ def read_series(paths: Iterable[Path | str]) -> tuple[Patch, ...]:
     A path is a diff, a mail, a mailbox (ordered by its n/m, cover letter and replies skipped), a quilt ``series``
     file, a folder (by its ``series`` file, else its patches by name), or ``git:REPOSITORY#BASE..TIP``.
 
-    Raises :class:`MailError` for a mail that must be recovered first or a series with a part missing, and
-    :class:`PatchError` for a form that is refused.
+    Raises :class:`QuotedMailError` for a mail that must be recovered first, :class:`MailError` for a series with a
+    part missing, and :class:`PatchError` for a form that is refused.
     """
     patches: list[Patch] = []
     for path in paths:
@@ -159,7 +159,7 @@ def _is_letter(file: Path, message: Message, lone: bool, is_cover: bool) -> bool
         return True
     if any(level(line) and "diff --git " in line for line in message.lines):
         hint = f"orch patch recover {file} --tree TREE --out FILE"
-        raise MailError(f"{file} quotes a patch; it must be recovered first", hint=hint)
+        raise QuotedMailError(f"{file} quotes a patch; it must be recovered first", hint=hint)
     raise MailError(f"{file} holds no patch")
 
 

@@ -6,6 +6,7 @@ console. A test holds the whole argument list: a change there is a change of the
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class QemuTarget:
 
     def run(self, job: Job, folder: Path) -> Evidence:
         """See :class:`~orchestrator.target.target.Target`."""
-        words = [image.SWAP_WORD] if job.swap else []
+        words = [image.DEADLINE_WORD.format(job.guest_deadline_s), *([image.SWAP_WORD] if job.swap else [])]
         words += ["/bin/fault_vmm", *job.words, "--out", image.RECORDING_WORD]
         image.write_initramfs(self.guests, words, folder / INITRAMFS)
         argv = [proc.require(QEMU, "qemu-system-x86"), *self.arguments(job)]
@@ -119,8 +120,8 @@ class QemuTarget:
         if self.accel == "tcg":
             # On a loaded machine the calibration against emulated timers fails, and the boot hangs.
             words += [f"tsc_early_khz={self.tsc_khz}", "tsc=reliable"]
-        # After "--": init's argument, its deadline in seconds of its own clock.
-        return " ".join([*words, "--", f"{job.guest_deadline_s:g}"])
+        # Nothing after "--": without ACPI, QEMU appends the virtio-mmio devices here.
+        return " ".join(words)
 
 
 def watch(argv: list[str], folder: Path, deadline_s: float) -> Evidence:
@@ -158,9 +159,12 @@ def _reached_pid1(status: Path) -> bool:
         return False
 
 
-def shell_arguments(target: QemuTarget, job: Job) -> list[str]:
-    """Arguments for ``orch boot``: the same machine and kernel with the console on this terminal."""
-    argv = target.arguments(job)
-    at = argv.index(f"file,id=console,path={CONSOLE}")
-    argv[at] = "stdio,id=console,signal=off"
-    return argv
+def boot_shell(target: QemuTarget, job: Job) -> int:
+    """Boot ``job``'s kernel with a shell on this terminal; returns QEMU's exit code when it ends."""
+    with tempfile.TemporaryDirectory(prefix="orch-boot-") as name:
+        folder = Path(name)
+        image.write_shell_initramfs(target.guests, folder / INITRAMFS)
+        argv = target.arguments(job)
+        # mux: Ctrl-A X leaves QEMU, and Ctrl-C goes to the shell inside.
+        argv[argv.index(f"file,id=console,path={CONSOLE}")] = "stdio,id=console,mux=on,signal=off"
+        return proc.attach([proc.require(QEMU, "qemu-system-x86"), *argv], cwd=folder)

@@ -1,0 +1,212 @@
+"""The ``orch`` command: arguments in, exit codes out, and the only traceback policy.
+
+Exit codes: 0 finished; 1 the user's mistake; 2 a stage failed; 3 ``--gate`` and a regression or a failed check.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from orchestrator import __version__, cache, doctor, experiment, image, plan, proc, run
+from orchestrator.errors import OrchError, UserError, printable
+from orchestrator.experiment import fields
+from orchestrator.kernel import mail, patch
+from orchestrator.progress import Reporter
+from orchestrator.results import Outcome
+from orchestrator.store import write_atomic
+from orchestrator.target import qemu
+from orchestrator.trial import make_job
+
+EXIT_OK, EXIT_USER, EXIT_STAGE, EXIT_GATE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+SIGNS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+
+config_argument = click.argument("config", type=click.Path(path_type=Path))
+tree_option = click.option(
+    "--tree", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="A kernel tree."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="orch")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """From a KVM patch in a mail to a verdict: is it correct, is it faster, and why.
+
+    Exit codes: 0 finished; 1 your mistake (config, patch, path); 2 a stage failed (build, boot, trial);
+    3 with --gate, something regressed or a check failed.
+    """
+
+
+@cli.command("run")
+@config_argument
+@click.option(
+    "--results", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder of all runs."
+)
+@click.option("--jobs", type=click.IntRange(1), help="Trials at a time. Default: all CPUs under icount, else 1.")
+@click.option("--gate", is_flag=True, help="Exit with 3 if something regressed or a check failed.")
+def run_command(config: Path, results: Path, jobs: int | None, gate: bool) -> int:
+    """Run the experiment in CONFIG: build the kernels, run the trials, write the report.
+
+    A run that was interrupted goes on where it was when the same command is given again.
+    """
+    finished = run.run(config, results, jobs, ["orch", *sys.argv[1:]], Reporter())
+    click.echo((finished.run / "report.txt").read_text("utf-8"))
+    click.echo(f"report: {finished.run / 'report.html'}")
+    if finished.failed_stage:
+        return EXIT_STAGE
+    return EXIT_GATE if gate and finished.gate_closed else EXIT_OK
+
+
+@cli.command("plan")
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--keys", is_flag=True, help="List every key of a config with its values, default and meaning.")
+def plan_command(config: Path | None, keys: bool) -> int:
+    """Check CONFIG and list its trials in order, or (--keys) what a config may say. Builds and boots nothing."""
+    if keys:
+        _print_keys()
+        return EXIT_OK
+    if config is None:
+        raise UserError("CONFIG is missing", hint="orch plan configs/quickstart.yaml, or orch plan --keys")
+    chosen = experiment.load(config)
+    made = plan.make_plan(chosen)
+    for trial in made.trials:
+        guest = trial.cell.guest
+        click.echo(f"{trial.id}  {trial.cell.name:40} {trial.arm:16} boot {trial.boot}  {guest.faults} faults")
+    click.echo(f"{len(made.trials)} trials in {len(made.blocks)} blocks; seeds {', '.join(map(str, made.seeds[:8]))}")
+    return EXIT_OK
+
+
+@cli.command("doctor")
+def doctor_command() -> int:
+    """Say what this machine can do, and the line to type where it cannot."""
+    findings = doctor.examine()
+    for finding in findings:
+        fix = f"\n        fix: {finding.fix}" if finding.fix else ""
+        click.echo(f"[{SIGNS[finding.status]}] {finding.name}: {finding.says}{fix}")
+    return EXIT_STAGE if any(finding.status == "fail" for finding in findings) else EXIT_OK
+
+
+@cli.group("patch")
+def patch_group() -> None:
+    """Take a patch out of a mail, or try it against a tree."""
+
+
+@patch_group.command("recover")
+@click.argument("mail_file", metavar="MAIL", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@tree_option
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Where the patch goes.")
+def recover_command(mail_file: Path, tree: Path, out: Path) -> int:
+    """Restore the patch that MAIL quotes, white space and all, from the text of a kernel tree.
+
+    Anything ambiguous, incomplete or not found is an error that names file, hunk and mail line.
+    """
+    recovered = mail.recover(mail_file, tree)
+    write_atomic(out, recovered.text)
+    click.echo(f"{out}: {recovered.hunks} hunks in {len(recovered.files)} files")
+    click.echo(f"  {printable(recovered.subject)}, {printable(recovered.author)}, {recovered.date or 'no date'}")
+    for note in recovered.notes:
+        click.echo(f"  {printable(note)}")
+    return EXIT_OK
+
+
+@patch_group.command("check")
+@click.argument("patches", metavar="PATCH...", nargs=-1, required=True)
+@tree_option
+def check_command(patches: Sequence[str], tree: Path) -> int:
+    """Say whether PATCH (a diff, mail, mailbox, folder or git:REPO#A..B; several are one series) applies."""
+    state = patch.check(patch.read_series(patches), tree)
+    click.echo(state.render())
+    return EXIT_USER if state.kind == "conflicts" else EXIT_OK
+
+
+@cli.command("build")
+@config_argument
+def build_command(config: Path) -> int:
+    """Build the kernels of CONFIG's arms, or say where they are if they were built before."""
+    chosen = experiment.load(config)
+    folder = cache.cache_dir() / "recovered" / chosen.name
+    kernels = run.build_kernels(chosen, folder, Reporter())
+    for kernel in kernels:
+        click.echo(f"{kernel.arm}: {kernel.vmlinux or 'not built'}")
+    return EXIT_STAGE if any(kernel.build == "failed" for kernel in kernels) else EXIT_OK
+
+
+@cli.command("boot")
+@config_argument
+@click.option("--arm", "arm_name", required=True, help="Which arm's kernel.")
+def boot_command(config: Path, arm_name: str) -> int:
+    """Boot an arm's kernel as CONFIG's target does, with a shell on this terminal. Leave with `exit`, or Ctrl-A X."""
+    chosen = experiment.load(config)
+    if arm_name not in [arm.name for arm in chosen.arms]:
+        names = ", ".join(arm.name for arm in chosen.arms)
+        raise UserError(f"{config} has no arm {arm_name!r}: it has {names}", hint=f"orch boot {config} --arm {names}")
+    if chosen.target.kind == "local":
+        raise UserError("target: local boots nothing", hint="use a config with target.kind: qemu")
+    reporter = Reporter()
+    setting = run.settle(chosen, reporter)
+    kernels = run.build_kernels(chosen, cache.cache_dir() / "recovered" / chosen.name, reporter)
+    kernel = next(item for item in kernels if item.arm == arm_name)
+    target = run.make_qemu(setting, image.build_guests(reporter.say))
+    job = make_job(setting.plan.trials[0], chosen.target, kernel.vmlinux)
+    return qemu.boot_shell(target, job)
+
+
+@cli.command("trial")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("trial_id", metavar="ID")
+def trial_command(run_folder: Path, trial_id: str) -> int:
+    """Run trial ID of RUN once more, in RUN/reruns/, and compare the recordings."""
+    result, folder, same = run.repeat_trial(run_folder.absolute(), trial_id, Reporter())
+    click.echo(f"trial {trial_id} ({result.cell}, {result.arm}): {result.outcome} {printable(result.reason)}")
+    for line in result.trace:
+        click.echo(f"  | {line}")
+    if same is not None:
+        click.echo(f"recording: {'identical to' if same else 'DIFFERS from'} the first one, byte for byte")
+    click.echo(f"kept in {folder}")
+    return EXIT_OK if result.outcome is Outcome.OK else EXIT_STAGE
+
+
+@cli.command("report")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report_command(run_folder: Path) -> int:
+    """Make RUN's report again from its recordings (also of a run that has not finished)."""
+    finished = run.redraw(run_folder.absolute())
+    for path in finished.written:
+        click.echo(str(path))
+    return EXIT_OK
+
+
+def _print_keys() -> None:
+    for field in fields.describe():
+        default = f" (default {field.default})" if field.default else ""
+        click.echo(f"{field.key}: {field.values}{default}\n    {field.doc}")
+
+
+def main() -> None:
+    """Entry point of ``orch``. Every error that we know is printed without a traceback, unless ``--debug``."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False)
+    except OrchError as error:
+        if debug:
+            raise
+        click.echo(error.render(), err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = EXIT_USER
+    except (KeyboardInterrupt, click.Abort):
+        # Trials run in other threads; every file on disk is whole at any moment, and children die with us.
+        click.echo(f"interrupted; to go on: {proc.quote(['orch', *sys.argv[1:]])}", err=True)
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)
+    sys.exit(code or EXIT_OK)
+
+
+if __name__ == "__main__":
+    main()

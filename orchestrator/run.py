@@ -1,0 +1,302 @@
+"""The pipeline, top to bottom: an experiment in, a run's folder with its verdict out.
+
+Each step leaves its result in the run's folder before the next begins, so a run that is killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import cache, doctor, engine, experiment, image, plan, proc, trial
+from orchestrator.analysis import analyse, samples
+from orchestrator.analysis.model import Comparison
+from orchestrator.errors import StoreError, UserError
+from orchestrator.experiment import Experiment
+from orchestrator.image import Guests
+from orchestrator.kernel import arms, build, source
+from orchestrator.kernel.build import BuiltKernel
+from orchestrator.manifest import Manifest, make_manifest
+from orchestrator.plan import Plan, Trial
+from orchestrator.progress import Reporter, Stage
+from orchestrator.report import write
+from orchestrator.results import Outcome, Provenance, TrialResult
+from orchestrator.store import Store
+from orchestrator.target import local, qemu
+from orchestrator.target.target import Target
+
+EXPERIMENT = "experiment.json"  # with every path resolved, so that a report needs no file but the run's own
+PLAN = "plan.json"
+TRIALS = "trials"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An experiment with everything about this machine decided: nothing of it changes any more."""
+
+    experiment: Experiment
+    plan: Plan
+    accel: str
+    accel_why: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run came to. ``written`` are the report's files."""
+
+    run: Path
+    comparison: Comparison
+    written: tuple[Path, ...]
+
+    @property
+    def failed_stage(self) -> bool:
+        """Whether a kernel did not build or a trial did not end well."""
+        return bool(self.comparison.failures) or any(arm.build == "failed" for arm in self.comparison.arms)
+
+    @property
+    def gate_closed(self) -> bool:
+        """Whether something regressed or a check failed."""
+        return any(item.verdict == "regressed" for item in self.comparison.comparisons) or any(
+            check.status == "failed" for check in self.comparison.checks
+        )
+
+
+def run(config: Path, results: Path, jobs: int | None, command: Sequence[str], reporter: Reporter) -> Finished:
+    """Run the experiment in ``config``, or go on with a run of it that was interrupted.
+
+    Raises :class:`UserError` before anything is built if it cannot work, :class:`StageError` if a stage fails.
+    """
+    setting = settle(experiment.load(config), reporter)
+    jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs)
+    seeds = setting.plan.seeds
+    manifest = make_manifest(setting.experiment, command, setting.accel, setting.accel_why, seeds)
+    with Store.open_or_create(results.absolute(), setting.experiment, manifest) as store:
+        done = store.finished_trials()
+        reporter.say(_opening(store, setting, len(done), jobs))
+        store.save(EXPERIMENT, setting.experiment)
+        store.save(PLAN, setting.plan)
+        guests = image.build_guests(reporter.say)
+        kernels = build_kernels(setting.experiment, store.run / "patches", reporter)
+        for kernel in kernels:
+            store.save(f"kernels/{kernel.arm}.json", kernel)
+        target = make_target(setting, guests)
+        run_trials(setting, store, kernels, target, jobs, done, reporter)
+        reporter.say("writing the report")
+        finished = report(store)
+        store.finish(finished.comparison.status)
+        return finished
+
+
+def settle(chosen: Experiment, reporter: Reporter) -> Setting:
+    """Decide the accelerator by asking this machine, and lay out the trials."""
+    if chosen.target.kind == "local":
+        local.check_local()
+        accel, why = "local", "the kernel that is running, through its own /dev/kvm"
+    else:
+        choice = doctor.pick_accel(chosen.target.accel, chosen.target.cpus)
+        accel, why = choice.accel, choice.why
+    reporter.say(f"target: {chosen.target.kind}, {why}")
+    return Setting(chosen, plan.make_plan(chosen), accel, why)
+
+
+def build_kernels(chosen: Experiment, patches: Path, reporter: Reporter) -> tuple[BuiltKernel, ...]:
+    """Fetch the tree, read every arm's patches against it, build; nothing for ``target: local``.
+
+    Patches recovered from mails are kept under ``patches``, a folder an arm.
+    """
+    if chosen.target.kind == "local":
+        return ()
+    tree = source.fetch(chosen.kernel.sources, cache.cache_dir(), reporter.say)
+    reporter.say(f"kernel tree: {tree.identity}")
+    ready = tuple(arms.make_ready(arm, tree.path, patches / arm.name) for arm in chosen.arms)
+    for item in ready:
+        for note in item.notes:
+            reporter.say(f"arm {item.arm.name}: {note}")
+    with reporter.stage("kernels", None) as stage:
+        kernels = build.build_arms(
+            tree,
+            chosen.kernel.fragments,
+            [item.arm for item in ready],
+            cache.cache_dir(),
+            lambda step: stage.update(step.done, step.expected, f"{step.arm}: {step.line}"),
+        )
+    for line in describe_kernels(kernels):
+        reporter.say(line)
+    return kernels
+
+
+def describe_kernels(kernels: Sequence[BuiltKernel]) -> tuple[str, ...]:
+    """A line for each kernel: what its build cost, and for the later arms what share of the first's that is."""
+    first = kernels[0].build_seconds
+    lines = []
+    for kernel in kernels:
+        if kernel.build == "failed":
+            lines.append(f"kernel {kernel.arm}: DOES NOT COMPILE: {kernel.error}\n  log: {kernel.log}")
+            continue
+        share = f", {kernel.build_seconds / first:.0%} of {kernels[0].arm}'s" if kernel is not kernels[0] else ""
+        how = "built before, in" if kernel.cached else "built in"
+        lines.append(
+            f"kernel {kernel.arm}: {kernel.release}, {how} {kernel.build_seconds:.0f} s{share};"
+            f" vmlinux {kernel.vmlinux_sha256[:16]}"
+        )
+    return tuple(lines)
+
+
+def make_target(setting: Setting, guests: Guests) -> Target:
+    """The experiment's target on this machine."""
+    if setting.accel == "local":
+        return local.LocalTarget(guests)
+    return make_qemu(setting, guests)
+
+
+def make_qemu(setting: Setting, guests: Guests) -> qemu.QemuTarget:
+    """QEMU with the accelerator that was chosen."""
+    accel = doctor.pick_accel(setting.experiment.target.accel, setting.experiment.target.cpus).accel
+    tsc_khz = qemu.measure_tsc_khz(guests) if accel == "tcg" else 0
+    return qemu.QemuTarget(accel, setting.experiment.target.machine, guests, tsc_khz)
+
+
+def run_trials(
+    setting: Setting,
+    store: Store,
+    kernels: Sequence[BuiltKernel],
+    target: Target,
+    jobs: int,
+    done: Sequence[TrialResult],
+    reporter: Reporter,
+) -> None:
+    """Run what is not done yet. Arms whose kernel did not build have no trials; all others go on."""
+    vmlinux = {kernel.arm: kernel.vmlinux for kernel in kernels}
+    unbuilt = {kernel.arm for kernel in kernels if kernel.build == "failed"}
+    skipped = [item.id for item in setting.plan.trials if item.arm in unbuilt]
+    lock = threading.Lock()
+
+    def run_one(item: Trial) -> TrialResult:
+        with lock:
+            folder = store.begin_trial(item.id)
+        rerun = proc.quote(["orch", "trial", store.run, item.id])
+        result = trial.run_trial(item, setting.experiment.target, vmlinux.get(item.arm), target, folder, rerun)
+        store.finish_trial(result)
+        return result
+
+    total = len(setting.plan.trials) - len(skipped)
+    counter = _Counter(total, len(done), time.monotonic(), reporter)
+    finished = [*(item.id for item in done), *skipped]
+    with reporter.stage("trials", total) as stage:
+        engine.execute(setting.plan, finished, setting.accel, jobs, run_one, lambda item: counter.count(item, stage))
+
+
+def report(store: Store) -> Finished:
+    """Analyse the trials that are there and write every file of the report; can be repeated at any time."""
+    manifest = store.manifest
+    chosen = store.load(EXPERIMENT, Experiment)
+    planned = store.load(PLAN, Plan)
+    built = tuple(
+        store.load(f"kernels/{arm.name}.json", BuiltKernel)
+        for arm in chosen.arms
+        if (store.run / f"kernels/{arm.name}.json").exists()
+    )
+    results = store.finished_trials()
+    analysis = analyse.analyse(
+        chosen,
+        results,
+        built,
+        store.run / TRIALS,
+        run=store.run.name,
+        accel=manifest.accel,
+        planned=len(planned.trials),
+    )
+    samples.write_samples(chosen, results, store.run / TRIALS, store.run / "samples.parquet")
+    written = write.write_all(analysis.comparison, analysis.curves, provenance(manifest), store.run)
+    return Finished(store.run, analysis.comparison, written)
+
+
+def redraw(run_folder: Path) -> Finished:
+    """``orch report``: make the report of a run again, from its recordings."""
+    return report(Store.read(run_folder))
+
+
+def repeat_trial(run_folder: Path, trial_id: str, reporter: Reporter) -> tuple[TrialResult, Path, bool | None]:
+    """``orch trial``: run one trial of a run again, in ``reruns/`` beside it.
+
+    Returns the result, its folder, and whether the recording is the same byte for byte (None if there is none).
+    """
+    store = Store.read(run_folder)
+    chosen = store.load(EXPERIMENT, Experiment)
+    planned = store.load(PLAN, Plan)
+    found = next((item for item in planned.trials if item.id == trial_id), None)
+    if found is None:
+        last = planned.trials[-1].id
+        raise UserError(f"run {run_folder.name} has no trial {trial_id}: they go from {planned.trials[0].id} to {last}")
+    setting = settle(chosen, reporter)
+    guests = image.build_guests(reporter.say)
+    vmlinux = None
+    if chosen.target.kind != "local":
+        kernel = store.load(f"kernels/{found.arm}.json", BuiltKernel)
+        if kernel.vmlinux is None or not kernel.vmlinux.exists():
+            raise StoreError(
+                f"the kernel of arm {found.arm} is no longer in the cache", hint=f"orch build {chosen.path}"
+            )
+        vmlinux = kernel.vmlinux
+    folder = store.path(f"reruns/{trial_id}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}/x").parent
+    rerun = proc.quote(["orch", "trial", run_folder, trial_id])
+    result = trial.run_trial(found, chosen.target, vmlinux, make_target(setting, guests), folder, rerun)
+    before = next((item for item in store.finished_trials() if item.id == trial_id), None)
+    if before is None or not before.recording_sha256 or result.outcome is not Outcome.OK:
+        return result, folder, None
+    return result, folder, before.recording_sha256 == result.recording_sha256
+
+
+def provenance(manifest: Manifest) -> Provenance:
+    """What a reader needs to repeat the run."""
+    host = manifest.host
+    rows = [
+        ("run", manifest.run),
+        ("started", manifest.started),
+        ("config", f"{manifest.config.path} (sha256 {manifest.config.sha256[:16]})"),
+        ("target", f"{manifest.target}, {manifest.accel_why}"),
+        ("seeds", ", ".join(map(str, manifest.seeds[:8])) + (" …" if len(manifest.seeds) > 8 else "")),
+        ("host", f"{host.cpu}, {host.cores} CPUs, {host.mem_mib} MiB, Linux {host.kernel}"),
+        ("QEMU", manifest.qemu_version or "not used"),
+        ("tool", f"orchestrator {manifest.tool_version} {manifest.tool_commit}".rstrip()),
+    ]
+    rows += [
+        (f"patch of {arm.arm}", f"{Path(item.path).name} (sha256 {item.sha256[:16]})")
+        for arm in manifest.arms
+        for item in arm.patches
+    ]
+    return Provenance(proc.quote(manifest.command), tuple(rows))
+
+
+@dataclass
+class _Counter:
+    """Says how each trial ended, and how long the rest will take."""
+
+    total: int
+    before: int
+    started: float
+    reporter: Reporter
+    now: int = 0
+
+    def count(self, result: TrialResult, stage: Stage) -> None:
+        self.now += 1
+        done = self.before + self.now
+        left = (time.monotonic() - self.started) / self.now * (self.total - done)
+        name = f"{result.cell} {result.arm}"
+        ending = "" if result.outcome is Outcome.OK else f": {result.outcome.upper()}: {result.reason}"
+        self.reporter.say(
+            f"trial {result.id} ({done} of {self.total}, about {left:.0f} s left): {name},"
+            f" {result.wall_seconds:.1f} s, {result.outcome}{ending}"
+        )
+        stage.update(done, self.total, name)
+
+
+def _opening(store: Store, setting: Setting, done: int, jobs: int) -> str:
+    trials = len(setting.plan.trials)
+    verb = f"going on with {store.run} ({done} of {trials} trials are done)" if done else f"run: {store.run}"
+    arms_cells = f"{len(setting.experiment.arms)} arms, {len(setting.experiment.cells)} cells"
+    return f"{verb}\n{trials} trials: {arms_cells}, {jobs} at a time"
