@@ -1,0 +1,25 @@
+"""What the slow tests share, kept in the user's cache: minutes the first time, seconds afterwards."""
+
+from __future__ import annotations
+
+import pytest
+from realkernel import ARMS, FRAGMENTS
+
+from orchestrator.cache import cache_dir
+from orchestrator.experiment import Arm, DebianSource
+from orchestrator.kernel.build import BuiltKernel, build_arms
+from orchestrator.kernel.source import KernelTree, fetch
+
+
+@pytest.fixture(scope="session")
+def kernel_tree() -> KernelTree:
+    """Debian's Linux 5.10, the tree that the first patch is for."""
+    return fetch([DebianSource("linux-source-5.10", "bullseye-security")], cache_dir(), print)
+
+
+@pytest.fixture(scope="session")
+def kernels(kernel_tree: KernelTree) -> dict[str, BuiltKernel]:
+    """The kernels of ``realkernel.ARMS`` by arm."""
+    arms = [Arm(name, patches) for name, patches in ARMS.items()]
+    built = build_arms(kernel_tree, FRAGMENTS, arms, cache_dir(), lambda step: None)
+    return {kernel.arm: kernel for kernel in built}
