@@ -204,7 +204,9 @@ class _Builder:
     def _keep(self, plan: _Plan, log: Path, seconds: float) -> BuiltKernel:
         """Publish what is in the object directory as this plan's kernel."""
         objects = self.work.objects
-        with publish(plan.kept) as folder:
+        # Two experiments with other bases build in other folders, and may come to the same kernel at the same time.
+        shared = lock(plan.kept.parent / ".lock", wait_s=LOCK_WAIT_S, say=lambda text: None)
+        with shared, publish(plan.kept) as folder:
             vmlinux = folder / "vmlinux"
             proc.run([proc.require("strip", "binutils"), "--strip-all", "-o", vmlinux, objects / "vmlinux"])
             shutil.copy2(objects / ".config", folder / "vmlinux.config")
