@@ -132,7 +132,11 @@ def fingerprint(
 
 
 def file_id(path: Path) -> FileId:
-    """Identity of a file, or of a folder by all regular files in it."""
+    """Identity of a file, of a folder by all regular files in it, of a ``git:REPOSITORY#A..B`` by its commits."""
+    if str(path).startswith("git:"):
+        repository, _, span = str(path).removeprefix("git:").partition("#")
+        argv = ["git", "-C", repository, "rev-list", "--end-of-options", span]
+        return FileId(str(path), hashlib.sha256(proc.run(argv, deadline_s=60).stdout.encode()).hexdigest())
     try:
         if not path.is_dir():
             return FileId(str(path), hashlib.sha256(path.read_bytes()).hexdigest())

@@ -44,6 +44,8 @@ SOURCES: Mapping[str, type[Source]] = {
 SECTIONS = ("name", "description", "kernel", "arms", "target", "defaults", "cells", "schedule", "checks", "report")
 MAX_CELLS = 1000
 
+GIT_RANGE_PREFIX = "git:"  # kernel/series.py reads the range; here only its folder must exist
+
 
 def load(path: Path) -> Experiment:
     """Read and check an experiment.
@@ -151,7 +153,7 @@ def _arms(document: Document, raw: object) -> tuple[Arm, ...]:
     for name, patches in (section or {}).items():
         at = ("arms", name)
         checked = _field(document, Arm, "name", name, at)
-        found = _paths(document, patches, at)
+        found = _patches(document, patches, at)
         if checked is not None:
             arms.append(Arm(checked, found))
     return tuple(arms)
@@ -352,16 +354,32 @@ def _list(document: Document, raw: object, at: Location) -> list[object]:
     return []
 
 
-def _paths(document: Document, raw: object, at: Location) -> tuple[Path, ...]:
-    """A list of files or folders that must exist, made absolute."""
+def _patches(document: Document, raw: object, at: Location) -> tuple[Path, ...]:
+    """Files, folders, or ``git:REPOSITORY#BASE..TIP``, whose repository must be a folder; all made absolute."""
     found = []
     for index, item in enumerate(_list(document, raw, at)):
-        path = _path(document, item, (*at, index))
-        if path is not None and not path.exists():
-            document.problem((*at, index), "an existing file or folder", Shown(f"nothing at {path}"))
-        elif path is not None:
-            found.append(path)
+        if not (isinstance(item, str) and item.startswith(GIT_RANGE_PREFIX)):
+            found += _existing(document, item, (*at, index))
+            continue
+        repository, _, span = item.removeprefix(GIT_RANGE_PREFIX).partition("#")
+        found += [Path(f"{GIT_RANGE_PREFIX}{path}#{span}") for path in _existing(document, repository, (*at, index))]
     return tuple(found)
+
+
+def _paths(document: Document, raw: object, at: Location) -> tuple[Path, ...]:
+    """A list of files or folders that must exist, made absolute."""
+    return tuple(
+        path for index, item in enumerate(_list(document, raw, at)) for path in _existing(document, item, (*at, index))
+    )
+
+
+def _existing(document: Document, raw: object, at: Location) -> tuple[Path, ...]:
+    """The absolute path, or nothing and a problem noted."""
+    path = _path(document, raw, at)
+    if path is not None and not path.exists():
+        document.problem(at, "an existing file or folder", Shown(f"nothing at {path}"))
+        return ()
+    return () if path is None else (path,)
 
 
 def _path(document: Document, raw: object, at: Location) -> Path | None:
