@@ -356,7 +356,7 @@ def _list(document: Document, raw: object, at: Location) -> list[object]:
 
 def _patches(document: Document, raw: object, at: Location) -> tuple[Path, ...]:
     """Files, folders, or ``git:REPOSITORY#BASE..TIP``, whose repository must be a folder; all made absolute."""
-    found = []
+    found: list[Path] = []
     for index, item in enumerate(_list(document, raw, at)):
         if not (isinstance(item, str) and item.startswith(GIT_RANGE_PREFIX)):
             found += _existing(document, item, (*at, index))

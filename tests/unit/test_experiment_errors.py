@@ -167,7 +167,7 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
             "8: cells.a.guest.vcpus: expected at most target.cpus, 1, found 2",
         ),
         (
-            "  a: {guest: {mem_mib: 2, page: 2m, vcpus: 2}, storm: none}",
+            "  a: {guest: {mem_mib: 2, stride_pages: 512, vcpus: 2}, storm: none}",
             {"target": "{kind: qemu, cpus: 4}"},
             "8: cells.a.guest.vcpus: expected at most one vCPU for each of the 1 faulting pages, found 2",
         ),
