@@ -16,7 +16,7 @@ from orchestrator.errors import RecordingError, printable
 from orchestrator.experiment import Cell, TargetSpec
 from orchestrator.plan import Trial
 from orchestrator.results import Outcome, TrialResult
-from orchestrator.target.target import CONSOLE, RECORDING, STATUS, Evidence, Job, Target
+from orchestrator.target.target import CONSOLE, INITRAMFS, RECORDING, STATUS, Ending, Evidence, Job, Target
 
 TRACE_LINES = 24
 MAX_WARNINGS = 50
@@ -26,8 +26,9 @@ MAX_WINDOWS_A_THREAD = 1 << 16
 # How the kernel prefixes each line; loglevel and CPU fields are optional (CONFIG_PRINTK_TIME, PRINTK_CALLER).
 PREFIX = re.compile(r"^(?:<\d+>)?(?:\[\s*\d+\.\d+\](?:\[\s*[TC]\d+\])?\s?)?")
 PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
-# arch/x86/kernel/nmi.c, unknown_nmi_error(): the watchdog device's NMI has no other owner.
-WATCHDOG_NMI = re.compile(r"Uhhuh. NMI received for unknown reason|NMI: Not continuing")
+# arch/x86/kernel/nmi.c: unknown_nmi_error() on q35; pci_serr_error() or io_check_error() on microvm, where port 0x61
+# reads 0xff. No device of ours raises an NMI but the watchdog, and the target itself at the wall deadline.
+NMI = re.compile(r"Uhhuh\. NMI received for unknown reason|NMI: PCI system error|NMI: IOCK error|NMI: Not continuing")
 OOPS = re.compile(r"BUG: unable to handle|BUG: kernel NULL pointer|Oops: |general protection fault|kernel BUG at|"
                   r"stack segment: |invalid opcode: |double fault: ")  # fmt: skip
 WARNING = re.compile(r"WARNING: CPU: \d+ PID|WARNING: possible|WARNING: suspicious|BUG: |INFO: rcu\S* |INFO: task |"
@@ -62,6 +63,8 @@ def run_trial(
             digest = store.file_sha256(folder / RECORDING)
         except RecordingError as error:
             outcome, reason = Outcome.FAILED, f"the program said it was done, but {error.what}"
+    if outcome is Outcome.OK:
+        (folder / INITRAMFS).unlink(missing_ok=True)
     return TrialResult(
         id=trial.id,
         arm=trial.arm,
@@ -132,7 +135,7 @@ def classify(evidence: Evidence, folder: Path) -> tuple[Outcome, str, tuple[str,
     The kernel's own words come first: a panic explains why init never said how the program ended.
     """
     console = _console(folder)
-    crash = _crash(console)
+    crash = _crash(console, evidence.ending)
     if crash is not None:
         return crash
     status = _read_status(folder / STATUS)
@@ -159,13 +162,15 @@ def find_warnings(console: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))[:MAX_WARNINGS]
 
 
-def _crash(console: list[str]) -> tuple[Outcome, str, tuple[str, ...]] | None:
+def _crash(console: list[str], ending: Ending) -> tuple[Outcome, str, tuple[str, ...]] | None:
     oops = _first(console, OOPS)
     panic = _first(console, PANIC)
-    nmi = _first(console, WATCHDOG_NMI)
+    nmi = _first(console, NMI)
     if nmi is not None and oops is None:
         trace = _trace(console, nmi)
-        return Outcome.HANG, f"the kernel hung and the watchdog's NMI stopped it{_at(trace)}", trace
+        late = ending == "wall-deadline"
+        why = "no end within the deadline (wall time); an" if late else "the kernel hung; the watchdog's"
+        return Outcome.HANG, f"{why} NMI found it{_at(trace)}", trace
     if oops is not None:
         trace = _trace(console, oops)
         also = ", then panicked" if panic is not None else ""

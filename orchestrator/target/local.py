@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator import kvmdev, proc
 from orchestrator.errors import TargetError
 from orchestrator.image import Guests
-from orchestrator.target.target import COMMAND, CONSOLE, RECORDING, STATUS, Ending, Evidence, Job
+from orchestrator.target.target import COMMAND, COMMAND_NOTE, CONSOLE, RECORDING, STATUS, Ending, Evidence, Job
 
 STDERR = "stderr.log"
 
@@ -25,12 +25,12 @@ class LocalTarget:
     def run(self, job: Job, folder: Path) -> Evidence:
         """See :class:`~orchestrator.target.target.Target`. The status file is written as init would write it."""
         check_tdp(job.tdp)
-        argv = [str(self.guests.fault_vmm), *job.words, "--out", str(folder / RECORDING)]
-        (folder / COMMAND).write_text(f"{proc.quote(argv)}\n")
+        argv = [str(self.guests.fault_vmm), *job.words, "--out", RECORDING]
+        (folder / COMMAND).write_text(f"{COMMAND_NOTE}{proc.quote(argv)}\n")
         log_start = _kernel_log()
         started = time.monotonic()
         ending: Ending = "ended"
-        with proc.start(argv, log=folder / STDERR) as child:
+        with proc.start(argv, cwd=folder, log=folder / STDERR) as child:
             code = child.wait(min(job.deadline_s, job.guest_deadline_s))
             if code is None:
                 ending = "wall-deadline"
@@ -38,7 +38,7 @@ class LocalTarget:
         seconds = time.monotonic() - started
         lines = [f"stderr {line}" for line in (folder / STDERR).read_text("utf-8", "replace").splitlines()]
         lines.append(f"signal {-code}" if code < 0 else f"exit {code}")
-        (folder / STATUS).write_text("".join(f"{line}\n" for line in [*lines, "end 0"]))
+        (folder / STATUS).write_text("".join(f"{line}\n" for line in ["pid1 0", *lines, "end 0"]))
         (folder / CONSOLE).write_text(_since(log_start, _kernel_log()))
         return Evidence(ending, 0 if ending == "ended" else code, 0.0, seconds)
 

@@ -6,6 +6,9 @@ console. A test holds the whole argument list: a change there is a change of the
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import tempfile
 import time
 from dataclasses import dataclass
@@ -16,11 +19,22 @@ from orchestrator.doctor import Accel
 from orchestrator.errors import TargetError
 from orchestrator.image import Guests
 from orchestrator.manifest import QEMU
-from orchestrator.target.target import COMMAND, CONSOLE, RECORDING, STATUS, Ending, Evidence, Job
+from orchestrator.target.target import (
+    COMMAND,
+    COMMAND_NOTE,
+    CONSOLE,
+    INITRAMFS,
+    RECORDING,
+    STATUS,
+    Ending,
+    Evidence,
+    Job,
+)
 
-INITRAMFS = "initramfs.cpio"
 QEMU_LOG = "qemu.log"
+MONITOR = "monitor.sock"
 POLL_S = 0.01
+NMI_GRACE_S = 10.0  # What an emulated kernel may need to print a trace on an emulated UART.
 PID1_LINE = b"pid1 "
 
 # What QEMU's model of an EPYC has and TCG does not emulate (7.2): off by name, so that the CPU is the same whatever a
@@ -46,9 +60,8 @@ class QemuTarget:
         words += ["/bin/fault_vmm", *job.words, "--out", image.RECORDING_WORD]
         image.write_initramfs(self.guests, words, folder / INITRAMFS)
         argv = [proc.require(QEMU, "qemu-system-x86"), *self.arguments(job)]
-        (folder / COMMAND).write_text(f"cd {proc.quote([folder])} && {proc.quote(argv)}\n")
+        (folder / COMMAND).write_text(f"{COMMAND_NOTE}{proc.quote(argv)}\n")
         evidence = watch(argv, folder, job.deadline_s)
-        (folder / INITRAMFS).unlink()  # A megabyte that is made again from the guests and the trial's words.
         if evidence.wall_seconds < 1 and not (folder / STATUS).exists():
             raise TargetError("QEMU did not start", log=folder / QEMU_LOG, hint="orch doctor")
         return evidence
@@ -74,6 +87,9 @@ class QemuTarget:
             "-device", "virtserialport,chardev=recording,name=orch.recording",
             # A watchdog on the guest's clock: a kernel that hangs with interrupts off gets an NMI and says where.
             "-device", "ib700", "-action", "watchdog=inject-nmi",
+            # For the same NMI when the wall deadline passes: see inject_nmi().
+            "-chardev", f"socket,id=monitor,path={MONITOR},server=on,wait=off",
+            "-mon", "chardev=monitor,mode=control",
         ]  # fmt: skip
 
     def _machine(self, job: Job) -> list[str]:
@@ -105,8 +121,9 @@ class QemuTarget:
             "loglevel=5",
             # A panic restarts at once, by triple fault, which QEMU's -no-reboot turns into its end.
             "panic=-1", "reboot=t",
-            # The watchdog's NMI is a panic with a trace.
-            "unknown_nmi_panic",
+            # The watchdog's NMI is a panic with a trace. On microvm, which has no port 0x61, the kernel reads 0xff
+            # there and takes it for a PCI error (default_do_nmi() and pci_serr_error() in arch/x86/kernel/nmi.c).
+            "unknown_nmi_panic", "sysctl.kernel.panic_on_unrecovered_nmi=1",
             "rdinit=/init",
             # The same addresses in every boot and every arm.
             "nokaslr", "norandmaps",
@@ -136,11 +153,35 @@ def watch(argv: list[str], folder: Path, deadline_s: float) -> Evidence:
                 boot_seconds = elapsed
             if elapsed > deadline_s:
                 ending = "wall-deadline"
-                code = child.stop(grace_s=0.0)
+                inject_nmi(folder)
+                code = child.wait(NMI_GRACE_S)
+                if code is None:
+                    code = child.stop(grace_s=0.0)
                 break
+    (folder / MONITOR).unlink(missing_ok=True)  # QEMU removes it itself, unless it was killed.
     if ending == "ended" and code < 0:
         ending = "killed"
     return Evidence(ending, code, boot_seconds, time.monotonic() - started)
+
+
+def inject_nmi(folder: Path) -> None:
+    """Send an NMI over QEMU's monitor, so that the kernel under test prints where it is and panics; best effort.
+
+    The watchdog's 10 s on the emulated clock may be hours of ours: a kernel that spins with PAUSE, as in every
+    contended spinlock, executes under icount a few hundred thousand instructions a second, since TCG leaves its
+    execution loop at each (do_pause() in QEMU 7.2's target/i386/tcg/misc_helper.c).
+    """
+    commands = b'{"execute": "qmp_capabilities"}\n{"execute": "inject-nmi"}\n'
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as monitor:
+        monitor.settimeout(NMI_GRACE_S)
+        # The path of a socket holds 107 bytes; by this way round it does not matter how deep the results lie.
+        monitor.connect(f"/proc/self/fd/{directory}/{MONITOR}")
+        monitor.sendall(commands)
+        answer = b""
+        while answer.count(b'"return"') < 2 and (part := monitor.recv(4096)):
+            answer += part
+    os.close(directory)
 
 
 def measure_tsc_khz(guests: Guests) -> int:

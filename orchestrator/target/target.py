@@ -13,6 +13,8 @@ CONSOLE = "console.log"  # of the kernel under test
 STATUS = "status.log"  # lines of guests/init/init.c
 RECORDING = "recording.bin"
 COMMAND = "command.txt"  # how the target was started, to paste into a shell
+COMMAND_NOTE = "# In a copy of this folder, since it writes the console, the status and the recording again:\n"
+INITRAMFS = "initramfs.cpio"  # what QEMU boots; kept with a trial that did not end well, so that COMMAND repeats it
 
 Ending = Literal["ended", "wall-deadline", "killed"]
 
