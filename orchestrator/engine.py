@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -10,6 +13,8 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import TrialResult
+
+POLL_S = 0.2
 
 RunOne = Callable[[Trial], TrialResult]
 OnResult = Callable[[TrialResult], None]
@@ -43,7 +48,7 @@ def execute(plan: Plan, finished: Iterable[str], accel: str, jobs: int, run_one:
 
     Trials of a block run one after the other in one worker, since they are compared with each other; under icount,
     where nothing can disturb them, each is a unit of its own. What ``run_one`` raises ends the execution after the
-    trials that run already.
+    trials that run already; an interrupt (Ctrl-C) ends it at once and leaves them to die with this process.
     """
     done = set(finished)
     groups: list[Sequence[Trial]] = [block.trials for block in plan.blocks]
@@ -51,27 +56,40 @@ def execute(plan: Plan, finished: Iterable[str], accel: str, jobs: int, run_one:
         groups = [(trial,) for trial in plan.trials]
     left = (tuple(trial for trial in group if trial.id not in done) for group in groups)
     waiting = (unit for unit in left if unit)
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="trial") as pool:
-        running: set[Future[None]] = set()
-        queue: list[TrialResult] = []
-        try:
-            while True:
-                while len(running) < jobs and (unit := next(waiting, None)) is not None:
-                    running.add(pool.submit(_run_unit, unit, run_one, queue.append))
-                if not running:
-                    break
-                ended, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                while queue:
-                    on_result(queue.pop(0))
-                for future in ended:
-                    future.result()
-        finally:
-            for future in running:
-                future.cancel()
-    while queue:
-        on_result(queue.pop(0))
+    results: queue.SimpleQueue[TrialResult] = queue.SimpleQueue()
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="trial")
+    running: set[Future[None]] = set()
+    try:
+        while True:
+            while len(running) < jobs and (unit := next(waiting, None)) is not None:
+                running.add(pool.submit(_run_unit, unit, run_one, results.put, stop))
+            if not running:
+                break
+            ended, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+            _hand_over(results, on_result)
+            for future in ended:
+                future.result()
+    except Exception:
+        stop.set()
+        pool.shutdown()
+        _hand_over(results, on_result)
+        raise
+    except BaseException:
+        stop.set()
+        pool.shutdown(wait=False)
+        raise
+    pool.shutdown()
 
 
-def _run_unit(unit: Sequence[Trial], run_one: RunOne, put: OnResult) -> None:
+def _hand_over(results: queue.SimpleQueue[TrialResult], on_result: OnResult) -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            on_result(results.get_nowait())
+
+
+def _run_unit(unit: Sequence[Trial], run_one: RunOne, put: OnResult, stop: threading.Event) -> None:
     for trial in unit:
+        if stop.is_set():
+            return
         put(run_one(trial))

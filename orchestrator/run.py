@@ -237,6 +237,8 @@ def repeat_trial(run_folder: Path, trial_id: str, reporter: Reporter) -> tuple[T
     vmlinux = None
     if chosen.target.kind != "local":
         kernel = store.load(f"kernels/{found.arm}.json", BuiltKernel)
+        if kernel.build == "failed":
+            raise StoreError(f"the kernel of arm {found.arm} did not compile", log=kernel.log)
         if kernel.vmlinux is None or not kernel.vmlinux.exists():
             raise StoreError(
                 f"the kernel of arm {found.arm} is no longer in the cache", hint=f"orch build {chosen.path}"
