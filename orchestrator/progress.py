@@ -36,10 +36,10 @@ class Reporter:
         self._console.print(Text("\n".join(printable(line) for line in text.split("\n"))))
 
     @contextmanager
-    def stage(self, name: str, total: int | None) -> Iterator[Stage]:
-        """Announce a stage; what it yields takes the progress."""
+    def stage(self, name: str, total: int | None, *, lines: bool = True) -> Iterator[Stage]:
+        """A stage; what it yields takes the progress. ``lines=False``: a bar or nothing, the caller says lines."""
         if not self._console.is_terminal:
-            yield _Lines(self, name)
+            yield _Lines(self, name) if lines else _Quiet()
             return
         columns = (
             SpinnerColumn(),
@@ -65,6 +65,13 @@ class _Bar:
     def update(self, done: int, total: int | None, text: str) -> None:
         room = max(10, self._progress.console.width - 80)
         self._progress.update(self._task, completed=done, total=total, now=printable(text)[:room])
+
+
+class _Quiet:
+    """Nothing: what there is to say is said by lines of the caller's."""
+
+    def update(self, done: int, total: int | None, text: str) -> None:
+        return
 
 
 class _Lines:

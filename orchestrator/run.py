@@ -186,7 +186,7 @@ def run_trials(
     total = len(setting.plan.trials) - len(skipped)
     counter = _Counter(total, len(done), time.monotonic(), reporter)
     finished = [*(item.id for item in done), *skipped]
-    with reporter.stage("trials", total) as stage:
+    with reporter.stage("trials", total, lines=False) as stage:
         engine.execute(setting.plan, finished, setting.accel, jobs, run_one, lambda item: counter.count(item, stage))
 
 

@@ -73,6 +73,8 @@ def percent(fraction: float) -> str:
     size = abs(fraction) * 100
     if size < 0.05:
         digits = f"{size:.2g}" if size >= 0.01 else "0.00"
+    elif fraction > -1 and 99.95 <= size < 100:
+        digits = f"{math.floor(size * 100) / 100:.2f}"  # Something is left of it: never rounded to all.
     else:
         digits = f"{size:.1f}" if size < 100 else f"{size:.0f}"
     return f"{'+' if fraction > 0 else '−'}{digits} %"
