@@ -25,7 +25,7 @@ MAX_WINDOWS_A_THREAD = 1 << 16
 
 # How the kernel prefixes each line; loglevel and CPU fields are optional (CONFIG_PRINTK_TIME, PRINTK_CALLER).
 PREFIX = re.compile(r"^(?:<\d+>)?(?:\[\s*\d+\.\d+\](?:\[\s*[TC]\d+\])?\s?)?")
-PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
+PANIC = re.compile(r"Kernel panic - not syncing: ")
 # arch/x86/kernel/nmi.c: unknown_nmi_error() on q35; pci_serr_error() or io_check_error() on microvm, where port 0x61
 # reads 0xff. No device of ours raises an NMI but the watchdog, and the target itself at the wall deadline.
 NMI = re.compile(r"Uhhuh\. NMI received for unknown reason|NMI: PCI system error|NMI: IOCK error|NMI: Not continuing")
@@ -174,10 +174,16 @@ def _crash(console: list[str], ending: Ending) -> tuple[Outcome, str, tuple[str,
     if oops is not None:
         trace = _trace(console, oops)
         also = ", then panicked" if panic is not None else ""
-        return Outcome.OOPS, f"{console[oops]}{_at(trace)}{also}", trace
+        return Outcome.OOPS, f"{_from(OOPS, console[oops])}{_at(trace)}{also}", trace
     if panic is not None:
-        return Outcome.PANIC, console[panic], _trace(console, panic)
+        return Outcome.PANIC, _from(PANIC, console[panic]), _trace(console, panic)
     return None
+
+
+def _from(pattern: re.Pattern[str], line: str) -> str:
+    """``line`` from where the pattern begins: another CPU's unfinished message may stand before it."""
+    found = pattern.search(line)
+    return line[found.start() :] if found else line
 
 
 def _at(trace: tuple[str, ...]) -> str:
