@@ -28,6 +28,8 @@ NOT_FAULTS = ("io_exits", "irq_exits", "irq_window", "nmi_window", "halt_exits",
 # instant, and a page-table page under shadow paging is counted in pf_fixed and insn_emulation.
 SLACK_FAULTS, SLACK_SHARE = 16, 0.001
 
+PREFETCH = 8  # PTE_PREFETCH_NUM, arch/x86/kvm/mmu/mmu.c: so many SPTEs may one fault install.
+
 
 def summarise(sorted_cycles: NDArray[np.uint64], tsc_hz: int) -> Latency:
     """Latency of one boot from its cycles in ascending order, shape (faults,), at least one."""
@@ -44,9 +46,9 @@ def summarise(sorted_cycles: NDArray[np.uint64], tsc_hz: int) -> Latency:
 def exits(recording: Recording) -> int | None:
     """VM exits during the measured rounds: ``exits``, which vcpu_enter_guest() (5.10) counts once an entry.
 
-    None where the kernel's statistics could not be read.
+    None where the kernel's statistics could not be read, or do not see this guest's faults.
     """
-    return recording.counter("exits") if recording.header.has_counters else None
+    return recording.counter("exits") if _sees_faults(recording) else None
 
 
 def retries(recording: Recording) -> int | None:
@@ -70,7 +72,7 @@ def retries(recording: Recording) -> int | None:
     A difference slightly below zero is none (see :data:`SLACK_FAULTS`); one far below says that this kernel counts
     otherwise, and is None.
     """
-    if not recording.header.has_counters:
+    if not _sees_faults(recording):
         return None
     fixed = recording.counter("pf_fixed")
     taken, every = recording.counter("pf_taken"), recording.counter("exits")
@@ -86,6 +88,16 @@ def retries(recording: Recording) -> int | None:
     if left < -max(SLACK_FAULTS, int(len(recording.page) * SLACK_SHARE)):
         return None
     return max(0, left)
+
+
+def _sees_faults(recording: Recording) -> bool:
+    """Whether KVM's statistics were read and account for the guest's faults.
+
+    They do not under a KVM that maps pages elsewhere (kvm_pvm on some machines: ``pf_fixed`` stays 0), and 0 retries
+    would then be a lie. Half of what is possible at best, one fault for :data:`PREFETCH` pages, is asked for.
+    """
+    fixed = recording.counter("pf_fixed")
+    return recording.header.has_counters and fixed is not None and fixed * 2 * PREFETCH >= len(recording.page)
 
 
 def _moved(recording: Recording, name: str) -> int:

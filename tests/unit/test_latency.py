@@ -54,6 +54,15 @@ def test_without_counters_there_is_no_number(counters: Mapping[str, int] | None)
     assert latency.retries(counted(counters)) is None
 
 
+def test_counters_that_do_not_see_the_faults_give_no_number() -> None:
+    """As kvm_pvm's on some machines: pf_fixed stays 0 while the guest faults, and 0 retries would be a lie."""
+    blind = {"exits": 12, "pf_fixed": 0, "pf_taken": 0}
+    assert latency.retries(counted(blind)) is None
+    assert latency.exits(counted(blind)) is None
+    prefetched = {"exits": FAULTS // 8, "pf_fixed": FAULTS // 8}
+    assert latency.retries(counted(prefetched)) == 0
+
+
 def test_slightly_below_zero_is_none_and_far_below_is_unknown() -> None:
     assert latency.retries(counted({"exits": FAULTS - 16, "pf_fixed": FAULTS})) == 0
     assert latency.retries(counted({"exits": FAULTS - 17, "pf_fixed": FAULTS})) is None
