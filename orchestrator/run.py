@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from orchestrator import cache, doctor, engine, experiment, image, plan, proc, trial
 from orchestrator.analysis import analyse, samples
-from orchestrator.analysis.model import Comparison
+from orchestrator.analysis.model import Comparison, Kernel
 from orchestrator.errors import StoreError, UserError
 from orchestrator.experiment import Experiment
 from orchestrator.image import Guests
@@ -190,16 +191,31 @@ def run_trials(
         engine.execute(setting.plan, finished, setting.accel, jobs, run_one, lambda item: counter.count(item, stage))
 
 
+@dataclass(frozen=True)
+class RunningKernel:
+    """The kernel of ``target: local``, as the analysis asks for a kernel (:class:`orchestrator.analysis.model.Kernel`)."""
+
+    arm: str
+    release: str
+    build: Literal["ok", "failed"] = "ok"
+    vmlinux_sha256: str = ""
+    build_seconds: float = 0.0
+    cached: bool = True
+    error: str = ""
+
+
 def report(store: Store) -> Finished:
     """Analyse the trials that are there and write every file of the report; can be repeated at any time."""
     manifest = store.manifest
     chosen = store.load(EXPERIMENT, Experiment)
     planned = store.load(PLAN, Plan)
-    built = tuple(
+    built: tuple[Kernel, ...] = tuple(
         store.load(f"kernels/{arm.name}.json", BuiltKernel)
         for arm in chosen.arms
         if (store.run / f"kernels/{arm.name}.json").exists()
     )
+    if chosen.target.kind == "local":
+        built = tuple(RunningKernel(arm.name, manifest.host.kernel.split()[0]) for arm in chosen.arms)
     results = store.finished_trials()
     analysis = analyse.analyse(
         chosen,
