@@ -193,7 +193,7 @@ def run_trials(
 
 @dataclass(frozen=True)
 class RunningKernel:
-    """The kernel of ``target: local``, as the analysis asks for a kernel (:class:`orchestrator.analysis.model.Kernel`)."""
+    """The kernel of ``target: local``, in the form of :class:`orchestrator.analysis.model.Kernel`."""
 
     arm: str
     release: str
