@@ -134,11 +134,11 @@ def test_at_the_wall_deadline_the_kernel_is_asked_where_it_is(tmp_path: Path) ->
 
     def answer() -> None:
         connection, _ = server.accept()
-        with connection, connection.makefile("rw") as stream:
-            stream.write('{"QMP": {}}\n')
+        with connection, connection.makefile("r") as stream:
+            connection.sendall(b'{"QMP": {}}\n')
             for line in stream:
                 heard.append(json.loads(line)["execute"])
-                stream.write('{"return": {}}\n')
+                connection.sendall(b'{"return": {}}\n')
                 stream.flush()
 
     thread = threading.Thread(target=answer)
