@@ -18,6 +18,7 @@
 
 #include "common.h"
 #include "fault_vmm.h"
+#include "options.h"
 
 enum option_key {
 	OPT_ARM = 256, OPT_CELL, OPT_OUT, OPT_SEED, OPT_VCPUS, OPT_MEM, OPT_STRIDE, OPT_ROUNDS, OPT_ACCESS, OPT_ORDER,
@@ -50,11 +51,6 @@ static const struct option options[] = {
 	{ NULL, 0, NULL, 0 },
 };
 
-struct choice {
-	const char *word;
-	int value;
-};
-
 static const struct choice accesses[] = { { "write", 1 }, { "read", 0 }, { NULL, 0 } };
 static const struct choice orders[] = { { "random", 1 }, { "sequential", 0 }, { NULL, 0 } };
 static const struct choice pages[] = { { "2m", 1 }, { "4k", 0 }, { NULL, 0 } };
@@ -73,37 +69,6 @@ static const struct choice placements[] = {
 static const struct choice classes[] = { { "fifo", 1 }, { "other", 0 }, { NULL, 0 } };
 /* The vCPU's CPU is 0 (vCPU i runs on CPU i); "other" is the last one. */
 static const struct choice cpus[] = { { "same", 0 }, { "other", 1 }, { "any", -1 }, { NULL, 0 } };
-
-static int choose(const struct choice *choices, const char *option, const char *word)
-{
-	for (; choices->word; choices++) {
-		if (!strcmp(choices->word, word))
-			return choices->value;
-	}
-	errno = 0;
-	die("--%s does not know '%s'", option, word);
-}
-
-static uint64_t number(const char *option, const char *word, uint64_t least, uint64_t most)
-{
-	unsigned long long value;
-	char *end;
-
-	errno = 0;
-	value = strtoull(word, &end, 10);
-	die_if(errno || *end || end == word || value < least || value > most,
-	       "--%s wants a number from %llu to %llu, not '%s'", option, (unsigned long long)least,
-	       (unsigned long long)most, word);
-	return value;
-}
-
-static void copy_name(char *to, size_t bytes, const char *option, const char *word)
-{
-	errno = 0;
-	die_if(strlen(word) >= bytes, "--%s holds at most %zu bytes", option, bytes - 1);
-	memset(to, 0, bytes);
-	memcpy(to, word, strlen(word));
-}
 
 static int storm_cpu(const char *word)
 {
