@@ -26,7 +26,7 @@ from orchestrator.plan import Plan, Trial
 from orchestrator.progress import Reporter, Stage
 from orchestrator.report import write
 from orchestrator.results import Outcome, Provenance, TrialResult
-from orchestrator.store import Store
+from orchestrator.store import MANIFEST, Store
 from orchestrator.target import local, qemu
 from orchestrator.target.target import Target
 
@@ -71,6 +71,7 @@ def run(config: Path, results: Path, jobs: int | None, command: Sequence[str], r
 
     Raises :class:`UserError` before anything is built if it cannot work, :class:`StageError` if a stage fails.
     """
+    began = time.monotonic()
     setting = settle(experiment.load(config), reporter)
     jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs)
     seeds = setting.plan.seeds
@@ -85,11 +86,25 @@ def run(config: Path, results: Path, jobs: int | None, command: Sequence[str], r
         for kernel in kernels:
             store.save(f"kernels/{kernel.arm}.json", kernel)
         target = make_target(setting, guests)
+        before_trials = time.monotonic()
         run_trials(setting, store, kernels, target, jobs, done, reporter)
+        trials_seconds = time.monotonic() - before_trials
         reporter.say("writing the report")
         finished = report(store)
         store.finish(finished.comparison.status)
+        reporter.say(time_split(time.monotonic() - began, kernels, trials_seconds))
         return finished
+
+
+def time_split(total: float, kernels: Sequence[BuiltKernel], trials: float) -> str:
+    """Where the wall time of a run went: what cannot be avoided (the first kernel, the trials), and the rest."""
+    first, *later = [0.0 if kernel.cached else kernel.build_seconds for kernel in kernels] or [0.0]
+    rest = total - first - sum(later) - trials
+    needed = first + trials
+    return (
+        f"time: {total:.0f} s = first kernel {first:.0f} + later kernels {sum(later):.0f} + trials {trials:.0f}"
+        f" + all else {rest:.0f}; {total / needed:.2f} times what the first kernel and the trials took"
+    )
 
 
 def settle(chosen: Experiment, reporter: Reporter) -> Setting:
@@ -233,7 +248,7 @@ def report(store: Store) -> Finished:
 
 def redraw(run_folder: Path) -> Finished:
     """``orch report``: make the report of a run again, from its recordings."""
-    return report(Store.read(run_folder))
+    return report(_existing(run_folder))
 
 
 def repeat_trial(run_folder: Path, trial_id: str, reporter: Reporter) -> tuple[TrialResult, Path, bool | None]:
@@ -241,7 +256,7 @@ def repeat_trial(run_folder: Path, trial_id: str, reporter: Reporter) -> tuple[T
 
     Returns the result, its folder, and whether the recording is the same byte for byte (None if there is none).
     """
-    store = Store.read(run_folder)
+    store = _existing(run_folder)
     chosen = store.load(EXPERIMENT, Experiment)
     planned = store.load(PLAN, Plan)
     found = next((item for item in planned.trials if item.id == trial_id), None)
@@ -267,6 +282,12 @@ def repeat_trial(run_folder: Path, trial_id: str, reporter: Reporter) -> tuple[T
     if before is None or not before.recording_sha256 or result.outcome is not Outcome.OK:
         return result, folder, None
     return result, folder, before.recording_sha256 == result.recording_sha256
+
+
+def _existing(run_folder: Path) -> Store:
+    if not (run_folder / MANIFEST).is_file():
+        raise UserError(f"{run_folder} is not a run: it has no {MANIFEST}", hint="name a folder inside results/")
+    return Store.read(run_folder)
 
 
 def provenance(manifest: Manifest) -> Provenance:
@@ -305,10 +326,10 @@ class _Counter:
         done = self.before + self.now
         left = (time.monotonic() - self.started) / self.now * (self.total - done)
         name = f"{result.cell} {result.arm}"
-        ending = "" if result.outcome is Outcome.OK else f": {result.outcome.upper()}: {result.reason}"
+        ending = "ok" if result.outcome is Outcome.OK else f"{result.outcome.upper()}: {result.reason}"
         self.reporter.say(
             f"trial {result.id} ({done} of {self.total}, about {left:.0f} s left): {name},"
-            f" {result.wall_seconds:.1f} s, {result.outcome}{ending}"
+            f" {result.wall_seconds:.1f} s, {ending}"
         )
         stage.update(done, self.total, name)
 
