@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -181,6 +182,16 @@ def report_command(run_folder: Path) -> int:
     return EXIT_OK
 
 
+def _debug() -> bool:
+    return "--debug" in sys.argv[1:]
+
+
+def _show(error: OrchError) -> None:
+    if _debug():
+        traceback.print_exc()
+    click.echo(error.render(), err=True)
+
+
 def _print_keys() -> None:
     for field in fields.describe():
         default = f" (default {field.default})" if field.default else ""
@@ -188,23 +199,24 @@ def _print_keys() -> None:
 
 
 def main() -> None:
-    """Entry point of ``orch``. Every error that we know is printed without a traceback, unless ``--debug``."""
-    debug = "--debug" in sys.argv[1:]
+    """Entry point of ``orch``. No error shows a traceback, unless ``--debug``; the exit code is the same with it."""
     try:
         code = cli.main(standalone_mode=False)
     except OrchError as error:
-        if debug:
-            raise
-        click.echo(error.render(), err=True)
+        _show(error)
         code = error.exit_code
     except click.ClickException as error:
         error.show()
         code = EXIT_USER
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort):  # click makes the second of the first
         # Trials run in other threads; every file on disk is whole at any moment, and children die with us.
         click.echo(f"interrupted; to go on: {proc.quote(['orch', *sys.argv[1:]])}", err=True)
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        hint = f"{proc.quote(['orch', '--debug', *sys.argv[1:]])}   (says where)" if not _debug() else None
+        _show(OrchError(f"unexpected {type(error).__name__}: {printable(str(error))}", hint=hint))
+        code = EXIT_STAGE
     sys.exit(code or EXIT_OK)
 
 

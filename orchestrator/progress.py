@@ -26,10 +26,10 @@ class Stage(Protocol):
 
 
 class Reporter:
-    """Writes to ``stream``; a bar only if that is a terminal."""
+    """Writes to ``stream`` (standard error by default); a bar only if that is a terminal."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line of its own. Nothing in ``text`` is taken for markup or a control sequence."""
