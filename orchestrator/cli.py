@@ -10,12 +10,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from orchestrator import __version__, cache, doctor, experiment, image, plan, proc, run
 from orchestrator.errors import OrchError, UserError, printable
-from orchestrator.experiment import fields
+from orchestrator.experiment import STALE_CASES, Cell, StaleCase, StaleCell, StaleOp, fields
 from orchestrator.kernel import mail, patch
 from orchestrator.progress import Reporter
 from orchestrator.results import Outcome
@@ -76,8 +77,7 @@ def plan_command(config: Path | None, keys: bool) -> int:
     chosen = experiment.load(config)
     made = plan.make_plan(chosen)
     for trial in made.trials:
-        guest = trial.cell.guest
-        click.echo(f"{trial.id}  {trial.cell.name:40} {trial.arm:16} boot {trial.boot}  {guest.faults} faults")
+        click.echo(f"{trial.id}  {trial.cell.name:40} {trial.arm:16} boot {trial.boot}  {_size(trial.cell)}")
     click.echo(f"{len(made.trials)} trials in {len(made.blocks)} blocks; seeds {', '.join(map(str, made.seeds[:8]))}")
     return EXIT_OK
 
@@ -160,15 +160,29 @@ def boot_command(config: Path, arm_name: str) -> int:
 @cli.command("trial")
 @click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("trial_id", metavar="ID")
-def trial_command(run_folder: Path, trial_id: str) -> int:
-    """Run trial ID of RUN once more, in RUN/reruns/, and compare the recordings."""
-    result, folder, same = run.repeat_trial(run_folder.absolute(), trial_id, Reporter())
+@click.option("--case", type=click.Choice(STALE_CASES), help="Of a stale-mapping check: only a round of this case …")
+@click.option("--op", type=click.Choice(get_args(StaleOp)), help="… by this operation …")
+@click.option("--round", "number", type=click.IntRange(0), help="… with this number.")
+def trial_command(
+    run_folder: Path, trial_id: str, case: StaleCase | None, op: StaleOp | None, number: int | None
+) -> int:
+    """Run trial ID of RUN once more, in RUN/reruns/, and compare the recordings; or just one round of it."""
+    if case is None and op is None and number is None:
+        result, folder, same = run.repeat_trial(run_folder.absolute(), trial_id, Reporter())
+        compared = "recording: {} the first one, byte for byte"
+    elif case is None or op is None or number is None:
+        raise UserError("--case, --op and --round name one round together", hint="give all three, or none")
+    else:
+        result, folder, same = run.replay_round(run_folder.absolute(), trial_id, case, op, number, Reporter())
+        compared = "round: {} the first one, in how the access ended and in stale pages and their content"
     click.echo(f"trial {trial_id} ({result.cell}, {result.arm}): {result.outcome} {printable(result.reason)}")
     for line in result.trace:
         click.echo(f"  | {line}")
     if same is not None:
-        click.echo(f"recording: {'identical to' if same else 'DIFFERS from'} the first one, byte for byte")
+        click.echo(compared.format("identical to" if same else "DIFFERS from"))
     click.echo(f"kept in {folder}")
+    if result.outcome is Outcome.STALE:
+        return EXIT_GATE
     return EXIT_OK if result.outcome is Outcome.OK else EXIT_STAGE
 
 
@@ -190,6 +204,12 @@ def _show(error: OrchError) -> None:
     if _debug():
         traceback.print_exc()
     click.echo(error.render(), err=True)
+
+
+def _size(cell: Cell | StaleCell) -> str:
+    if isinstance(cell, Cell):
+        return f"{cell.guest.faults} faults"
+    return f"{cell.stale.rounds * sum(len(cell.stale.rounds_of(op)) for op in cell.stale.ops)} rounds"
 
 
 def _print_keys() -> None:

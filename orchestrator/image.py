@@ -18,6 +18,7 @@ from orchestrator.errors import BuildError, CommandError, UserError
 
 SOURCES = Path(__file__).resolve().parent.parent / "guests"
 SOURCE_SUFFIXES = (".c", ".h", ".S")
+PROGRAMS = ("fault_vmm", "stale_check")  # what a trial may run
 BUILD_DEADLINE_S = 300.0
 LOCK_WAIT_S = 600.0
 # What the trial's file may hold: fixed, so that the length of an arm's name moves no byte of guest memory.
@@ -51,6 +52,10 @@ class Guests:
     tsc_khz: Path
     content_id: str
 
+    def program(self, name: str) -> Path:
+        """A program that trials run, by its name; all lie in one folder."""
+        return self.fault_vmm.with_name(name)
+
 
 def build_guests(say: Callable[[str], None]) -> Guests:
     """Compile ``guests/``, or take what was compiled from the same sources by the same compiler before.
@@ -78,7 +83,10 @@ def write_initramfs(guests: Guests, words: Sequence[str], out: Path) -> None:
         raise UserError(f"the trial's arguments take {len(trial)} bytes, there is room for {TRIAL_FILE_BYTES}")
     root = _empty_root(out, ("bin", "dev", "proc", "sys", "trial"))
     _install(guests.init, root / "init")
-    _install(guests.fault_vmm, root / "bin" / "fault_vmm")
+    # Only the program that runs: another one beside it would move the memory of every measuring trial.
+    for name in PROGRAMS:
+        if f"/bin/{name}" in words:
+            _install(guests.program(name), root / "bin" / name)
     (root / "trial" / "argv").write_bytes(trial.ljust(TRIAL_FILE_BYTES, b"\0"))
     _pack(root, out)
 
@@ -93,7 +101,8 @@ def write_shell_initramfs(guests: Guests, out: Path) -> None:
         raise UserError(f"{busybox} is not a static program", hint="apt-get install busybox-static")
     root = _empty_root(out, ("bin", "dev", "proc", "sys"))
     _install(busybox, root / "bin" / "busybox")
-    _install(guests.fault_vmm, root / "bin" / "fault_vmm")
+    for name in PROGRAMS:
+        _install(guests.program(name), root / "bin" / name)
     (root / "init").write_text(SHELL_INIT)
     (root / "init").chmod(0o755)
     _pack(root, out)

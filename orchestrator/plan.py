@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from orchestrator.experiment import Cell, Experiment
+from orchestrator.experiment import Cell, Experiment, StaleCell
 
 SEED_BITS = 48  # Exact in a JSON reader that only knows doubles, and wide enough never to repeat.
 MIN_ID_DIGITS = 3
@@ -23,7 +23,7 @@ class Trial:
 
     id: str
     arm: str
-    cell: Cell
+    cell: Cell | StaleCell
     boot: int
     block: int
     seed: int
@@ -55,16 +55,17 @@ class Plan:
 
 
 def make_plan(experiment: Experiment) -> Plan:
-    """Blocks for ``schedule.boots`` boots of every arm in every cell."""
+    """Blocks for ``schedule.boots`` boots of every arm in every cell, those of the stale-mapping check included."""
     arms = tuple(arm.name for arm in experiment.arms)
-    total = len(arms) * len(experiment.cells) * experiment.schedule.boots
+    cells: tuple[Cell | StaleCell, ...] = (*experiment.cells, *experiment.stale_cells)
+    total = len(arms) * len(cells) * experiment.schedule.boots
     digits = max(MIN_ID_DIGITS, len(str(total - 1)))
     blocks: list[Block] = []
     for boot in range(experiment.schedule.boots):
         turned = experiment.schedule.order == "abba" and boot % 2 == 1
         order = arms[::-1] if turned else arms
         seed = boot_seed(experiment.schedule.seed, boot)
-        for cell in experiment.cells:
+        for cell in cells:
             index = len(blocks)
             trials = tuple(
                 Trial(f"{index * len(arms) + place:0{digits}}", arm, cell, boot, index, seed)

@@ -24,8 +24,9 @@ class TrialResult:
 
     ``reason`` is one line for people, ``trace`` the decoded first lines of a panic or oops, ``warnings`` the
     ``WARNING:``/``BUG:`` lines of a kernel log whose trial went on to its end. ``recording_sha256`` is empty unless
-    the outcome is ``ok``. ``boot_seconds`` is wall time from the start of the target to its first process, 0 if it
-    was not reached; ``wall_seconds`` is the whole trial. ``rerun`` is the command that repeats just this trial.
+    the outcome is ``ok`` or ``stale``. ``boot_seconds`` is wall time from the start of the target to its first process,
+    0 if it was not reached; ``wall_seconds`` is the whole trial. ``rerun`` is the command that repeats just this trial,
+    or of a stale-mapping check just its first stale round.
     """
 
     id: str

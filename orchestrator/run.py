@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator import cache, doctor, engine, experiment, image, plan, proc, trial
+from orchestrator import cache, doctor, engine, experiment, image, plan, proc, stale, trial
 from orchestrator.analysis import analyse, samples
 from orchestrator.analysis.model import Comparison, Kernel
 from orchestrator.errors import StoreError, UserError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, StaleCase, StaleOp
 from orchestrator.image import Guests
 from orchestrator.kernel import arms, build, source
 from orchestrator.kernel.build import BuiltKernel
@@ -26,7 +26,7 @@ from orchestrator.plan import Plan, Trial
 from orchestrator.progress import Reporter, Stage
 from orchestrator.report import write
 from orchestrator.results import Outcome, Provenance, TrialResult
-from orchestrator.store import MANIFEST, Store
+from orchestrator.store import MANIFEST, RECORDING, Store
 from orchestrator.target import local, qemu
 from orchestrator.target.target import Target
 
@@ -55,8 +55,9 @@ class Finished:
 
     @property
     def failed_stage(self) -> bool:
-        """Whether a kernel did not build or a trial did not end well."""
-        return bool(self.comparison.failures) or any(arm.build == "failed" for arm in self.comparison.arms)
+        """Whether a kernel did not build or a trial did not end well; a stale mapping is a check that failed."""
+        ended_badly = any(item.outcome != Outcome.STALE for item in self.comparison.failures)
+        return ended_badly or any(arm.build == "failed" for arm in self.comparison.arms)
 
     @property
     def gate_closed(self) -> bool:
@@ -256,6 +257,51 @@ def repeat_trial(run_folder: Path, trial_id: str, reporter: Reporter) -> tuple[T
 
     Returns the result, its folder, and whether the recording is the same byte for byte (None if there is none).
     """
+    again = _prepare_again(run_folder, trial_id, reporter)
+    result = again.run(None)
+    before = next((item for item in again.store.finished_trials() if item.id == trial_id), None)
+    if before is None or not before.recording_sha256 or not result.recording_sha256:
+        return result, again.folder, None
+    return result, again.folder, before.recording_sha256 == result.recording_sha256
+
+
+def replay_round(
+    run_folder: Path, trial_id: str, case: StaleCase, op: StaleOp, number: int, reporter: Reporter
+) -> tuple[TrialResult, Path, bool | None]:
+    """``orch trial --round``: run just one round of a stale-mapping check again, preempting at the same moment.
+
+    Returns as :func:`repeat_trial` does; the same is a round that ended in the same way with the same stale pages of
+    the same content. Raises :class:`UserError` if the trial has no such round.
+    """
+    store = _existing(run_folder)
+    first = stale.read(store.trial_dir(trial_id) / RECORDING).find(case, op, number)
+    if first is None:
+        raise UserError(f"trial {trial_id} has no round {number} of case {case} by {op}")
+    again = _prepare_again(run_folder, trial_id, reporter)
+    result = again.run(first)
+    if not result.recording_sha256:
+        return result, again.folder, None
+    (new,) = stale.read(again.folder / RECORDING).rounds
+    return result, again.folder, (new.ending, new.stale) == (first.ending, first.stale)
+
+
+@dataclass(frozen=True)
+class _Again:
+    """A trial that is ready to run once more, in a folder of its own."""
+
+    store: Store
+    item: Trial
+    chosen: Experiment
+    vmlinux: Path | None
+    target: Target
+    folder: Path
+    rerun: str
+
+    def run(self, only: stale.Round | None) -> TrialResult:
+        return trial.run_trial(self.item, self.chosen.target, self.vmlinux, self.target, self.folder, self.rerun, only)
+
+
+def _prepare_again(run_folder: Path, trial_id: str, reporter: Reporter) -> _Again:
     store = _existing(run_folder)
     chosen = store.load(EXPERIMENT, Experiment)
     planned = store.load(PLAN, Plan)
@@ -277,11 +323,7 @@ def repeat_trial(run_folder: Path, trial_id: str, reporter: Reporter) -> tuple[T
         vmlinux = kernel.vmlinux
     folder = store.path(f"reruns/{trial_id}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}/x").parent
     rerun = proc.quote(["orch", "trial", run_folder, trial_id])
-    result = trial.run_trial(found, chosen.target, vmlinux, make_target(setting, guests), folder, rerun)
-    before = next((item for item in store.finished_trials() if item.id == trial_id), None)
-    if before is None or not before.recording_sha256 or result.outcome is not Outcome.OK:
-        return result, folder, None
-    return result, folder, before.recording_sha256 == result.recording_sha256
+    return _Again(store, found, chosen, vmlinux, make_target(setting, guests), folder, rerun)
 
 
 def _existing(run_folder: Path) -> Store:

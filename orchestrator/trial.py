@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import recording, store
+from orchestrator import recording, stale, store
 from orchestrator.errors import RecordingError, printable
-from orchestrator.experiment import Cell, TargetSpec
+from orchestrator.experiment import STALE_CASES, Cell, StaleCell, TargetSpec
 from orchestrator.plan import Trial
 from orchestrator.results import Outcome, TrialResult
 from orchestrator.target.target import CONSOLE, INITRAMFS, RECORDING, STATUS, Ending, Evidence, Job, Target
@@ -48,18 +48,27 @@ class _Status:
 
 
 def run_trial(
-    trial: Trial, spec: TargetSpec, vmlinux: Path | None, target: Target, folder: Path, rerun: str
+    trial: Trial,
+    spec: TargetSpec,
+    vmlinux: Path | None,
+    target: Target,
+    folder: Path,
+    rerun: str,
+    only: stale.Round | None = None,
 ) -> TrialResult:
-    """Run ``trial`` in ``folder`` (empty, ours) and say what came of it.
+    """Run ``trial`` in ``folder`` (empty, ours) and say what came of it; of a stale-mapping check, perhaps one round.
 
     Raises :class:`~orchestrator.errors.TargetError` if the target cannot start.
     """
-    evidence = target.run(make_job(trial, spec, vmlinux), folder)
+    evidence = target.run(make_job(trial, spec, vmlinux, only), folder)
     outcome, reason, trace = classify(evidence, folder)
     digest = ""
     if outcome is Outcome.OK:
         try:
-            recording.read(folder / RECORDING)
+            if isinstance(trial.cell, StaleCell):
+                outcome, reason, trace, rerun = _judge(stale.read(folder / RECORDING), rerun)
+            else:
+                recording.read(folder / RECORDING)
             digest = store.file_sha256(folder / RECORDING)
         except RecordingError as error:
             outcome, reason = Outcome.FAILED, f"the program said it was done, but {error.what}"
@@ -75,7 +84,7 @@ def run_trial(
         outcome=outcome,
         reason=reason,
         trace=trace,
-        warnings=find_warnings(_console(folder)) if outcome is Outcome.OK else (),
+        warnings=find_warnings(_console(folder)) if outcome in (Outcome.OK, Outcome.STALE) else (),
         boot_seconds=round(evidence.boot_seconds, 3),
         wall_seconds=round(evidence.wall_seconds, 3),
         recording_sha256=digest,
@@ -83,19 +92,71 @@ def run_trial(
     )
 
 
-def make_job(trial: Trial, spec: TargetSpec, vmlinux: Path | None) -> Job:
-    """What the target is asked to run for a trial."""
-    storm = trial.cell.storm
+def _judge(found: stale.StaleRecording, rerun: str) -> tuple[Outcome, str, tuple[str, ...], str]:
+    """Outcome, reason, a line a stale round, and the command for just the first of them."""
+    bad = [item for item in found.rounds if item.stale]
+    if not bad:
+        return Outcome.OK, "", (), rerun
+    lines = tuple(describe_stale(item) for item in bad)
+    again = f"{rerun} --case {bad[0].case} --op {bad[0].op} --round {bad[0].round}"
+    return Outcome.STALE, f"{len(bad)} of {len(found.rounds)} rounds: {lines[0]}", lines[:TRACE_LINES], again
+
+
+def describe_stale(item: stale.Round) -> str:
+    """Which page the guest could still read, and what it read, in one line."""
+    first = item.stale[0]
+    more = f" and {len(item.stale) - 1} more" if len(item.stale) > 1 else ""
+    return (
+        f"{item.case}, {item.op}, round {item.round}: after the call had returned the guest still read page"
+        f" {first.page} ({first.content:#x}){more}"
+    )
+
+
+def make_job(trial: Trial, spec: TargetSpec, vmlinux: Path | None, only: stale.Round | None = None) -> Job:
+    """What the target is asked to run for a trial; ``only`` repeats one round of a stale-mapping check."""
+    cell = trial.cell
+    if isinstance(cell, StaleCell):
+        return Job(
+            vmlinux=vmlinux,
+            words=stale_words(trial.arm, cell, trial.seed, only),
+            tdp=cell.tdp,
+            swap=False,
+            cpus=spec.cpus,
+            mem_mib=spec.mem_mib,
+            deadline_s=spec.deadline_s,
+            guest_deadline_s=spec.guest_deadline_s,
+            program="stale_check",
+        )
+    storm = cell.storm
     return Job(
         vmlinux=vmlinux,
-        words=program_words(trial.arm, trial.cell, trial.seed),
-        tdp=trial.cell.guest.tdp,
+        words=program_words(trial.arm, cell, trial.seed),
+        tdp=cell.guest.tdp,
         swap=storm is not None and storm.op == "madvise_pageout",
         cpus=spec.cpus,
         mem_mib=spec.mem_mib,
         deadline_s=spec.deadline_s,
         guest_deadline_s=spec.guest_deadline_s,
     )
+
+
+def stale_words(arm: str, cell: StaleCell, seed: int, only: stale.Round | None = None) -> tuple[str, ...]:
+    """Arguments of ``stale_check`` (guests/stale_check/main.c) for one boot, or for one round of it."""
+    spec = cell.stale
+    options: list[tuple[str, str | int]] = [
+        ("arm", arm), ("cell", cell.name), ("seed", seed), ("page", cell.page), ("rounds", spec.rounds),
+        ("range-pages", spec.range_pages),
+    ]  # fmt: skip
+    if only is None:
+        wanted = {case for op in spec.ops for case in spec.rounds_of(op)}
+        options += [("op", op) for op in spec.ops]
+        options += [("case", case) for case in STALE_CASES if case in wanted]
+    else:
+        options += [
+            ("op", only.op), ("case", only.case), ("only-round", only.round), ("wake-ns", only.wake_ns),
+            ("second-ns", only.second_ns),
+        ]  # fmt: skip
+    return tuple(word for name, value in options for word in (f"--{name}", str(value)))
 
 
 def program_words(arm: str, cell: Cell, seed: int) -> tuple[str, ...]:

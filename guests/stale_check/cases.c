@@ -36,7 +36,7 @@ const struct stale_op stale_ops[] = {
 	{ .name = "madvise", .op = STALE_OP_MADVISE, .shares_lock = true, .swept_percent = 50 },
 	{ .name = "munmap", .op = STALE_OP_MUNMAP, .shares_lock = true, .swept_percent = 50 },
 	/* Ends with a munmap of the old range, which invalidates it once more: what was stale is so no longer. */
-	{ .name = "mremap", .op = STALE_OP_MREMAP, .swept_percent = 100 },
+	{ .name = "mremap", .op = STALE_OP_MREMAP, .no_short = true, .swept_percent = 100 },
 	{ .name = "mprotect", .op = STALE_OP_MPROTECT, .swept_percent = 100 },
 };
 
@@ -81,6 +81,13 @@ static void sweep(struct check *check, const struct stale_case *this, const stru
 	}
 }
 
+static bool applies(const struct stale_case *this, const struct stale_op *op)
+{
+	if (this->second)
+		return op->shares_lock;
+	return !(op->no_short && this->is_short && !this->straddle);
+}
+
 static void run_op(struct check *check, const struct stale_op *op)
 {
 	const struct options *options = check->options;
@@ -90,7 +97,7 @@ static void run_op(struct check *check, const struct stale_op *op)
 	for (i = 0; i < stale_nr_cases(); i++) {
 		const struct stale_case *this = &stale_cases[i];
 
-		if (!(options->cases & 1u << i) || (this->second && !op->shares_lock))
+		if (!(options->cases & 1u << i) || !applies(this, op))
 			continue;
 		if (options->replay)
 			run_round(check, this, op, options->only_round, options->only_wake_ns,

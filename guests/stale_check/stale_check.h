@@ -53,6 +53,7 @@ struct stale_op {
 	const char *name;
 	uint16_t op;			/* STALE_OP_* */
 	bool shares_lock;		/* a second invalidation can run beside it: it holds the mmap lock for reading */
+	bool no_short;			/* of a short call, the invalidation is too small a part to be hit */
 	uint32_t swept_percent;		/* of the call: range_end lies in that part, or just behind it */
 };
 

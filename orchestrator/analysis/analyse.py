@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator import recording
-from orchestrator.analysis import attribution, compare, curves, latency, wording
+from orchestrator.analysis import attribution, compare, curves, latency, stale, wording
 from orchestrator.analysis.checks import run_checks
 from orchestrator.analysis.model import (
     LATENCY_METRICS,
@@ -79,7 +79,8 @@ def analyse(
                 drawn.append(_curves(cell.name, arm.name, boots))
     failures = tuple(_failed(item, trials) for item in results if item.outcome is not Outcome.OK)
     metrics, verdicts = _verdicts(experiment, cells, arms, summaries, accel)
-    checks = run_checks(experiment, cells, summaries, results)
+    mapped = stale.judge(experiment, results, trials)
+    checks = run_checks(experiment, cells, summaries, results, mapped.checks)
     pairs = max((item.pairs for item in metrics), default=0)
     comparison = Comparison(
         schema=SCHEMA,
@@ -102,7 +103,9 @@ def analyse(
         or (f"{arms[0].name}: no other arm to compare with; checks: {wording.checks_text(checks, arms[0].name)}",),
         titles=wording.plot_titles(metrics, summaries, cells, [arm.name for arm in arms]),
         why=wording.why_lines(cells, [arm.name for arm in arms], summaries),
-        sure=wording.sure_lines(accel, experiment.report.margin, metrics, pairs),
+        sure=wording.sure_lines(accel, experiment.report.margin, metrics, pairs) if cells else (),
+        stale=mapped.counts,
+        stale_notes=mapped.notes,
     )
     return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 
@@ -254,8 +257,11 @@ def _failed(result: TrialResult, trials: Path) -> FailedTrial:
 
 
 def _status(arms: Sequence[ArmSummary], results: Sequence[TrialResult], planned: int) -> Status:
-    """``complete``: every planned trial ended well; ``failed``: not one did; else ``partial``."""
-    good = sum(item.outcome is Outcome.OK for item in results)
+    """``complete``: every planned trial ended well; ``failed``: not one did; else ``partial``.
+
+    A trial that found a stale mapping did its work: what it found is a failed check.
+    """
+    good = sum(item.outcome in (Outcome.OK, Outcome.STALE) for item in results)
     if good == 0:
         return "failed"
     built = all(arm.build != "failed" for arm in arms)

@@ -27,12 +27,16 @@ def run_checks(
     cells: Sequence[CellInfo],
     summaries: Sequence[CellSummary],
     results: Sequence[TrialResult],
+    stale: Sequence[CheckResult] = (),
 ) -> tuple[CheckResult, ...]:
-    """All checks of ``experiment.checks``, one result for each cell and arm they concern."""
+    """All checks of ``experiment.checks``, one result for each cell and arm they concern.
+
+    ``stale`` are the results of the stale-mapping check, which looks at rounds and not at cells.
+    """
     arms = tuple(arm.name for arm in experiment.arms)
     found: list[CheckResult] = []
     for name in experiment.checks:
-        made = _CHECKS[name](cells, arms, summaries, results)
+        made = list(stale) if name == "stale_mapping" else _CHECKS[name](cells, arms, summaries, results)
         found.extend(made or [CheckResult(name, "", "", "not covered", "no cell of this experiment tests it")])
     return tuple(found)
 
@@ -44,10 +48,10 @@ def _kernel_log(
     found = []
     for cell in cells:
         lines = {arm: _warnings(results, cell.name, arm) for arm in arms}
-        known = {_same(line) for line in lines[arms[0]] or ()}
+        known = {same_line(line) for line in lines[arms[0]] or ()}
         for arm in arms:
             ours = lines[arm]
-            new = [line for line in ours or () if arm == arms[0] or _same(line) not in known]
+            new = [line for line in ours or () if arm == arms[0] or same_line(line) not in known]
             if ours is None:
                 found.append(CheckResult("kernel_log", arm, cell.name, "not covered", "no trial ended well"))
             elif new:
@@ -64,7 +68,7 @@ def _warnings(results: Sequence[TrialResult], cell: str, arm: str) -> tuple[str,
     return tuple(dict.fromkeys(line for item in ours for line in item.warnings)) if ours else None
 
 
-def _same(line: str) -> str:
+def same_line(line: str) -> str:
     """A kernel log line without what differs from boot to boot: time stamp, addresses, PID, CPU."""
     return _VARIABLE.sub("#", _STAMP.sub("", line))
 

@@ -207,6 +207,36 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
+class StaleCount:
+    """One case of the stale-mapping check by one operation, for one arm, paging mode and guest page size, all boots.
+
+    ``covered`` are the rounds in which the fault provably met an invalidation in progress: only they say something.
+    Of the covered ones, in ``blocked`` the kernel retried and in ``passed`` it let the guest go on; ``stale`` are
+    those after which the guest could still read a page that had been taken away. ``first`` describes the first stale
+    round, ``rerun`` replays it.
+    """
+
+    arm: str
+    case: str
+    op: str
+    tdp: bool
+    page: str
+    rounds: int
+    covered: int
+    blocked: int
+    passed: int
+    stale: int
+    status: CheckStatus
+    first: str
+    rerun: str
+
+    @property
+    def label(self) -> str:
+        """The case with everything but the arm, as a name."""
+        return f"{self.case},op={self.op},tdp={'on' if self.tdp else 'off'},page={self.page}"
+
+
+@dataclass(frozen=True)
 class PlotTitles:
     """The finding that each plot shows, in one line."""
 
@@ -240,6 +270,8 @@ class Comparison:
     titles: PlotTitles
     why: tuple[str, ...]
     sure: tuple[str, ...]
+    stale: tuple[StaleCount, ...] = ()
+    stale_notes: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:

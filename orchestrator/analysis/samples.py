@@ -33,12 +33,12 @@ def write_samples(experiment: Experiment, results: Sequence[TrialResult], trials
     :func:`orchestrator.analysis.analyse.read_checked` does.
     """
     partial = path.with_name(path.name + ".part")
-    placements = {cell.name: cell.storm.placement for cell in experiment.cells if cell.storm}
+    placements = {cell.name: cell.storm.placement if cell.storm else "" for cell in experiment.cells}
     try:
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
             for result in results:
-                if result.outcome is Outcome.OK:
-                    writer.write_table(_table(result, trials, placements.get(result.cell, "")))
+                if result.outcome is Outcome.OK and result.cell in placements:
+                    writer.write_table(_table(result, trials, placements[result.cell]))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -133,18 +133,20 @@ def headline(
     parts = []
     for kind in ("improved", "mixed", "regressed"):
         cells = [item.cell for item in ours if item.verdict == kind]
-        if cells or kind != "mixed":
+        if cells or (ours and kind != "mixed"):
             figures = _strongest([item for item in metrics if item.arm == arm.name and item.cell in cells], kind)
             parts.append(f"{kind} {_count(len(cells), 'cell')}{figures}")
     for kind in ("equivalent", "inconclusive"):
         count = sum(item.verdict == kind for item in ours)
         if count:
             parts.append(f"{kind} {count}")
-    bad = [item for item in failures if item.arm == arm.name]
+    # A stale mapping is a failed check, and said there.
+    bad = [item for item in failures if item.arm == arm.name and item.outcome != "stale"]
     if bad:
         kinds = ", ".join(dict.fromkeys(item.outcome for item in bad))
         parts.append(f"{_count(len(bad), 'trial')} did not end well ({kinds})")
-    return f"{arm.name}: {', '.join(parts)}; checks: {checks_text(checks, arm.name)}"
+    measured = f"{', '.join(parts)}; " if parts else ""
+    return f"{arm.name}: {measured}checks: {checks_text(checks, arm.name)}"
 
 
 def checks_text(checks: Sequence[CheckResult], arm: str) -> str:
@@ -245,6 +247,8 @@ def _tally(metrics: Sequence[MetricComparison], names: Sequence[Metric], arms: S
 def _counted(verdicts: Sequence[Verdict]) -> str:
     """``better in 3 of 7 cells, worse in 1`` or ``equivalent in all 7 cells``; an equivalent rest goes unsaid."""
     words: dict[Verdict, str] = {"improved": "better", "regressed": "worse", "inconclusive": "undecided"}
+    if not verdicts:
+        return "not measured"
     total = _count(len(verdicts), "cell")
     if len(set(verdicts)) == 1:
         word = words.get(verdicts[0], "equivalent")

@@ -2,6 +2,7 @@
 
 from orchestrator.experiment.reader import load
 from orchestrator.experiment.types import (
+    STALE_CASES,
     Arm,
     Cell,
     Check,
@@ -15,6 +16,10 @@ from orchestrator.experiment.types import (
     ReportSpec,
     Schedule,
     Source,
+    StaleCase,
+    StaleCell,
+    StaleOp,
+    StaleSpec,
     Storm,
     TarballSource,
     TargetSpec,
@@ -22,6 +27,7 @@ from orchestrator.experiment.types import (
 )
 
 __all__ = [
+    "STALE_CASES",
     "Arm",
     "Cell",
     "Check",
@@ -35,6 +41,10 @@ __all__ = [
     "ReportSpec",
     "Schedule",
     "Source",
+    "StaleCase",
+    "StaleCell",
+    "StaleOp",
+    "StaleSpec",
     "Storm",
     "TarballSource",
     "TargetSpec",

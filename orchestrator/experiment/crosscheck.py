@@ -15,6 +15,7 @@ from orchestrator.experiment.types import (
     Check,
     KernelSpec,
     Schedule,
+    StaleSpec,
     Storm,
     TargetSpec,
 )
@@ -49,6 +50,7 @@ class Parts:
     cells: tuple[PlacedCell, ...]
     schedule: Schedule | None
     checks: tuple[Check, ...]
+    stale: StaleSpec | None = None
 
 
 def run(document: Document, parts: Parts) -> None:
@@ -64,8 +66,10 @@ def run(document: Document, parts: Parts) -> None:
             _cpus(document, placed, parts.target)
             _memory(document, placed, parts.target)
     _checks(document, parts)
+    _stale(document, parts)
     if parts.schedule is not None:
-        trials = len(parts.arms) * len(parts.cells) * parts.schedule.boots
+        boots = len(parts.stale.pages) * len(parts.stale.tdp) if parts.stale is not None else 0
+        trials = len(parts.arms) * (len(parts.cells) + boots) * parts.schedule.boots
         if trials > MAX_TRIALS:
             document.problem(("schedule", "boots"), f"at most {MAX_TRIALS} trials in all", trials)
 
@@ -177,9 +181,38 @@ def _checks(document: Document, parts: Parts) -> None:
     placements = {placed.cell.storm.placement for placed in parts.cells if placed.cell.storm is not None}
     quiet = any(placed.cell.storm is None for placed in parts.cells)
     if not parts.cells:
+        _no_cells(document, parts)
         return
     for index, check in enumerate(parts.checks):
         if check == "needed_retries" and "overlap" not in placements:
             document.problem(("checks", index), "a cell with placement: overlap to check", Shown("none"))
         if check == "controls" and not quiet and "other-process" not in placements:
             document.problem(("checks", index), "a cell with storm: none or placement: other-process", Shown("none"))
+
+
+def _no_cells(document: Document, parts: Parts) -> None:
+    """Without cells there must be something else to do, and nothing that needs a cell."""
+    if any(location[0] == "cells" for location in document.lines if len(location) > 1):
+        return  # There are some, with errors of their own.
+    if "stale_mapping" not in parts.checks:
+        document.problem(("cells",), "at least one cell (or the check stale_mapping)", Shown("none"))
+        return
+    for index, check in enumerate(parts.checks):
+        if check != "stale_mapping":
+            document.problem(("checks", index), "cells for this check", Shown("none"))
+
+
+def _stale(document: Document, parts: Parts) -> None:
+    if parts.stale is None or parts.target is None:
+        return
+    if parts.target.kind == "local" and len(parts.stale.tdp) > 1:
+        document.problem(("stale", "tdp"), "one kind of paging with kind: local", Shown("both"))
+    # The range, a second one of the same size, and 2 MiB of page-table page around each.
+    need = 2 * parts.stale.range_kib / 1024 + 8 + KERNEL_MIB
+    if parts.target.kind == "qemu" and need > parts.target.mem_mib:
+        document.problem(
+            ("stale", "range_kib"), f"what fits target.mem_mib, {parts.target.mem_mib}", Shown(f"{need:.0f} MiB")
+        )
+    names = {placed.cell.name: placed for placed in parts.cells if placed.cell.name.startswith("stale-mapping,")}
+    for placed in names.values():
+        document.problem(placed.at, "another name (this one is the stale-mapping check's)", placed.cell.name)

@@ -16,6 +16,7 @@ from orchestrator.experiment.types import (
     KernelSpec,
     ReportSpec,
     Schedule,
+    StaleSpec,
     Storm,
     TarballSource,
     TargetSpec,
@@ -43,6 +44,7 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("cells.NAME.guest", Guest),
     ("cells.NAME.storm", Storm),
     ("schedule", Schedule),
+    ("stale", StaleSpec),
     ("report", ReportSpec),
 )
 

@@ -6,12 +6,11 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, cast, get_args
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic import TypeAdapter
 
 from orchestrator.experiment import crosscheck, yamltext
 from orchestrator.experiment.types import (
@@ -26,14 +25,28 @@ from orchestrator.experiment.types import (
     ReportSpec,
     Schedule,
     Source,
+    StaleSpec,
     Storm,
     TarballSource,
     TargetSpec,
     TreeSource,
 )
+from orchestrator.experiment.values import (
+    ADAPTERS,
+    CHECK,
+    HINTS,
+    a_list,
+    a_path,
+    field,
+    make,
+    mapping,
+    patch_paths,
+    paths,
+    record,
+    required,
+    validated,
+)
 from orchestrator.experiment.yamltext import Document, Location, Shown
-
-T = TypeVar("T")
 
 SOURCES: Mapping[str, type[Source]] = {
     "debian": DebianSource,
@@ -41,10 +54,10 @@ SOURCES: Mapping[str, type[Source]] = {
     "tarball": TarballSource,
     "git": GitSource,
 }
-SECTIONS = ("name", "description", "kernel", "arms", "target", "defaults", "cells", "schedule", "checks", "report")
+SECTIONS = (
+    "name", "description", "kernel", "arms", "target", "defaults", "cells", "schedule", "checks", "stale", "report",
+)  # fmt: skip
 MAX_CELLS = 1000
-
-GIT_RANGE_PREFIX = "git:"  # kernel/series.py reads the range; here only its folder must exist
 
 
 def load(path: Path) -> Experiment:
@@ -70,19 +83,20 @@ def parse(raw: bytes, path: Path) -> Experiment:
 
 def _experiment(document: Document) -> Experiment | None:
     """Every section on its own, so that an error in one does not hide those of the next."""
-    top = _mapping(document, document.data, (), SECTIONS)
+    top = mapping(document, document.data, (), SECTIONS)
     if top is None:
         return None
-    name = _field(document, Experiment, "name", top.get("name"), ("name",))
-    description = _field(document, Experiment, "description", top.get("description", ""), ("description",))
-    target = _record(document, TargetSpec, top.get("target"), ("target",))
+    name = field(document, Experiment, "name", top.get("name"), ("name",))
+    description = field(document, Experiment, "description", top.get("description", ""), ("description",))
+    target = record(document, TargetSpec, top.get("target"), ("target",))
     kernel = _kernel(document, top.get("kernel", {} if target and target.kind == "local" else None))
     arms = _arms(document, top.get("arms"))
     cells = _cells(document, top)
-    schedule = _record(document, Schedule, top.get("schedule", {}), ("schedule",))
+    schedule = record(document, Schedule, top.get("schedule", {}), ("schedule",))
     checks = _checks(document, top.get("checks", []))
-    report = _record(document, ReportSpec, top.get("report", {}), ("report",))
-    crosscheck.run(document, crosscheck.Parts(target, kernel, arms, cells, schedule, checks))
+    stale = _stale(document, top, checks)
+    report = record(document, ReportSpec, top.get("report", {}), ("report",))
+    crosscheck.run(document, crosscheck.Parts(target, kernel, arms, cells, schedule, checks, stale))
     if document.problems or not (kernel and target and schedule and report and name):
         return None
     return Experiment(
@@ -96,6 +110,7 @@ def _experiment(document: Document) -> Experiment | None:
         schedule=schedule,
         checks=checks,
         report=report,
+        stale=stale,
     )
 
 
@@ -104,17 +119,17 @@ def _experiment(document: Document) -> Experiment | None:
 
 def _kernel(document: Document, raw: object) -> KernelSpec | None:
     at: Location = ("kernel",)
-    section = _mapping(document, raw, at, ("sources", "fragments"))
+    section = mapping(document, raw, at, ("sources", "fragments"))
     if section is None:
         return None
-    items = _list(document, section.get("sources", []), (*at, "sources"))
+    items = a_list(document, section.get("sources", []), (*at, "sources"))
     sources = [_source(document, item, (*at, "sources", index)) for index, item in enumerate(items)]
-    fragments = _paths(document, section.get("fragments", []), (*at, "fragments"))
+    fragments = paths(document, section.get("fragments", []), (*at, "fragments"))
     return KernelSpec(tuple(source for source in sources if source is not None), fragments)
 
 
 def _source(document: Document, raw: object, at: Location) -> Source | None:
-    section = _mapping(document, raw, at, SOURCES)
+    section = mapping(document, raw, at, SOURCES)
     if section is None:
         return None
     if len(section) != 1:
@@ -131,40 +146,40 @@ def _source(document: Document, raw: object, at: Location) -> Source | None:
         value = {**value, **_source_paths(document, kind, value, at)}
     if len(document.problems) > before:
         return None
-    return cast(Source | None, _record(document, SOURCES[kind], value, at))
+    return cast(Source | None, record(document, SOURCES[kind], value, at))
 
 
 def _source_paths(document: Document, kind: str, value: dict[str, object], at: Location) -> dict[str, object]:
     """Paths in a source, made absolute. They may be missing: the next source is tried then."""
     if kind in ("tree", "tarball") and value.get("path") is not None:
-        return {"path": _path(document, value["path"], at)}
+        return {"path": a_path(document, value["path"], at)}
     repository = value.get("repository")
     if kind == "git" and isinstance(repository, str) and repository.startswith((".", "/", "~")):
-        found = _path(document, repository, at)
+        found = a_path(document, repository, at)
         return {} if found is None else {"repository": str(found)}
     return {}
 
 
 def _arms(document: Document, raw: object) -> tuple[Arm, ...]:
-    section = _mapping(document, raw, ("arms",), None)
+    section = mapping(document, raw, ("arms",), None)
     if section is not None and not section:
         document.problem(("arms",), "at least one arm", Shown("none"))
     arms = []
     for name, patches in (section or {}).items():
         at = ("arms", name)
-        checked = _field(document, Arm, "name", name, at)
-        found = _patches(document, patches, at)
+        checked = field(document, Arm, "name", name, at)
+        found = patch_paths(document, patches, at)
         if checked is not None:
             arms.append(Arm(checked, found))
     return tuple(arms)
 
 
 def _checks(document: Document, raw: object) -> tuple[Check, ...]:
-    items = _list(document, raw, ("checks",))
+    items = a_list(document, raw, ("checks",))
     checks: list[Check] = []
     for index, item in enumerate(items):
         at = ("checks", index)
-        value = _validated(document, CHECK, item, at)
+        value = validated(document, CHECK, item, at)
         if value is not None and value in checks:
             document.problem(at, "each check once", value)
         elif value is not None:
@@ -172,16 +187,44 @@ def _checks(document: Document, raw: object) -> tuple[Check, ...]:
     return tuple(checks)
 
 
+def _stale(document: Document, top: dict[str, object], checks: tuple[Check, ...]) -> StaleSpec | None:
+    """The section of the stale-mapping check; its defaults, if the check is asked for without one."""
+    at: Location = ("stale",)
+    if "stale_mapping" not in checks:
+        if "stale" in top:
+            document.problem(at, "the check stale_mapping, which this section is for", Shown("a section without it"))
+        return None
+    section = mapping(document, top.get("stale", {}), at, ADAPTERS[StaleSpec])
+    if section is None:
+        return None
+    before = len(document.problems)
+    values = {key: _several(document, key, value, (*at, key)) for key, value in section.items()}
+    return record(document, StaleSpec, values, at) if len(document.problems) == before else None
+
+
+def _several(document: Document, key: str, raw: object, at: Location) -> object:
+    """The value of a key of ``stale:``; of one that holds several, each is checked on its own."""
+    args = get_args(get_args(HINTS[StaleSpec][key])[0])
+    if not args:
+        return raw
+    items = a_list(document, raw, at)
+    for index, item in enumerate(items):
+        validated(document, TypeAdapter(args[0]), item, (*at, index))
+        if item in items[:index]:
+            document.problem((*at, index), "each value once", item)
+    if not items:
+        document.problem(at, "at least one value", Shown("none"))
+    return tuple(items)
+
+
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
 def _cells(document: Document, top: dict[str, object]) -> tuple[crosscheck.PlacedCell, ...]:
-    defaults = _mapping(document, top.get("defaults", {}), ("defaults",), ("guest", "storm")) or {}
+    defaults = mapping(document, top.get("defaults", {}), ("defaults",), ("guest", "storm")) or {}
     guest = _block(document, Guest, defaults.get("guest", {}), ("defaults", "guest"))
     storm = _block(document, Storm, defaults.get("storm", {}), ("defaults", "storm"))
-    section = _mapping(document, top.get("cells"), ("cells",), None)
-    if section is not None and not section:
-        document.problem(("cells",), "at least one cell", Shown("none"))
+    section = mapping(document, top.get("cells", {}), ("cells",), None)
     placed: list[crosscheck.PlacedCell] = []
     names: set[str] = set()
     for name, raw in (section or {}).items():
@@ -209,7 +252,7 @@ def _expand(
 ) -> Iterator[crosscheck.PlacedCell]:
     """All cells of one entry: the product of its lists, in the order in which the lists are written."""
     at: Location = ("cells", name)
-    section = _mapping(document, raw, at, ("guest", "storm"))
+    section = mapping(document, raw, at, ("guest", "storm"))
     if section is None:
         return
     if "storm" not in section:
@@ -219,15 +262,15 @@ def _expand(
     quiet = section["storm"] in (None, "none")
     own_storm = {} if quiet else {**storm, **_block(document, Storm, section["storm"], (*at, "storm"))}
     before = len(document.problems)
-    _required(document, Guest, own_guest, (*at, "guest"))
+    required(document, Guest, own_guest, (*at, "guest"))
     if not quiet:
-        _required(document, Storm, own_storm, (*at, "storm"))
-    if _field(document, Cell, "name", name, at) is None or len(document.problems) > before:
+        required(document, Storm, own_storm, (*at, "storm"))
+    if field(document, Cell, "name", name, at) is None or len(document.problems) > before:
         return
     for suffix, values in _matrix(document, {**own_guest, **own_storm}, at):
-        cell_name = _field(document, Cell, "name", name + suffix, at)
+        cell_name = field(document, Cell, "name", name + suffix, at)
         parts = [
-            _make(cls, {key: values[key].raw for key in own}) for cls, own in ((Guest, own_guest), (Storm, own_storm))
+            make(cls, {key: values[key].raw for key in own}) for cls, own in ((Guest, own_guest), (Storm, own_storm))
         ]
         if cell_name is None or parts[0] is None or (parts[1] is None and not quiet):
             continue  # The values were found wrong, and reported, when their block was read.
@@ -252,7 +295,7 @@ def _suffix(value: object) -> str:
 
 def _block(document: Document, cls: type[Any], raw: object, at: Location) -> dict[str, _Value]:
     """A ``guest:`` or ``storm:`` block whose every value, or every item of a list of them, is checked on its own."""
-    section = _mapping(document, raw, at, ADAPTERS[cls]) or {}
+    section = mapping(document, raw, at, ADAPTERS[cls]) or {}
     block = {}
     for key, value in section.items():
         if key not in ADAPTERS[cls]:
@@ -261,157 +304,7 @@ def _block(document: Document, cls: type[Any], raw: object, at: Location) -> dic
         if isinstance(value, list) and not value:
             document.problem((*at, key), "at least one value", Shown("an empty list"))
         for index, item in enumerate(value if isinstance(value, list) else []):
-            _field(document, cls, key, item, (*at, key, index))
+            field(document, cls, key, item, (*at, key, index))
         if not isinstance(value, list):
-            _field(document, cls, key, value, (*at, key))
+            field(document, cls, key, value, (*at, key))
     return block
-
-
-# --- values -----------------------------------------------------------------------------------------------------------
-
-
-def _adapters_of(cls: type[Any]) -> dict[str, TypeAdapter[Any]]:
-    """One validator for each field of a dataclass that YAML can hold as it is."""
-    hints = get_type_hints(cls, include_extras=True)
-    return {name: TypeAdapter(hint) for name, hint in hints.items()}
-
-
-ADAPTERS: Mapping[type[Any], Mapping[str, TypeAdapter[Any]]] = {
-    cls: _adapters_of(cls)
-    for cls in (*SOURCES.values(), TargetSpec, Guest, Storm, Schedule, ReportSpec, Arm, Cell, Experiment)
-}
-CHECK = TypeAdapter[Check](Check)
-
-
-def _required(document: Document, cls: type[Any], given: Mapping[str, object], at: Location) -> None:
-    for item in fields(cls):
-        has_default = item.default is not MISSING and item.default is not PydanticUndefined
-        if item.name not in given and not has_default:
-            document.problem(at, f"the key {item.name!r}", None)
-
-
-def _record(document: Document, cls: type[T], raw: object, at: Location) -> T | None:
-    """A dataclass from a mapping with exactly its keys; ``None`` after noting what is wrong."""
-    section = _mapping(document, raw, at, ADAPTERS[cls])
-    if section is None:
-        return None
-    before = len(document.problems)
-    _required(document, cls, section, at)
-    known = {key: value for key, value in section.items() if key in ADAPTERS[cls]}
-    values = {key: _field(document, cls, key, value, (*at, key)) for key, value in known.items()}
-    if len(document.problems) > before or len(known) < len(section):
-        return None
-    try:
-        return cls(**values)
-    except ValidationError as error:
-        for detail in error.errors():
-            document.problem(at, _expected(detail), section)
-        return None
-
-
-def _make(cls: type[Any], raw: Mapping[str, object]) -> Any | None:
-    """An instance of values that were checked before, or ``None`` if one of them was wrong."""
-    try:
-        return cls(**raw) if raw or cls is Guest else None
-    except ValidationError:
-        return None
-
-
-def _field(document: Document, cls: type[Any], key: str, raw: object, at: Location) -> Any | None:
-    return _validated(document, ADAPTERS[cls][key], raw, at, cls.__pydantic_fields__[key].description)
-
-
-def _validated(
-    document: Document, adapter: TypeAdapter[T], raw: object, at: Location, description: str | None = None
-) -> T | None:
-    """``raw`` checked; a mismatched pattern is explained by the field's description, not by the pattern."""
-    try:
-        return adapter.validate_python(raw, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        words = description if first["type"] == "string_pattern_mismatch" else None
-        document.problem(at, words or _expected(first), raw)
-        return None
-
-
-def _mapping(
-    document: Document, raw: object, at: Location, keys: Mapping[str, object] | tuple[str, ...] | None
-) -> dict[str, object] | None:
-    """``raw`` as a mapping; unknown keys are noted. ``keys`` of ``None`` allows any (names that the user chooses)."""
-    if not isinstance(raw, dict):
-        document.problem(at, "a mapping", raw)
-        return None
-    for key in raw:
-        if keys is not None and key not in keys:
-            document.unknown_key(at, key, keys)
-    return raw
-
-
-def _list(document: Document, raw: object, at: Location) -> list[object]:
-    if isinstance(raw, list):
-        return raw
-    document.problem(at, "a list ([] for none)", raw)
-    return []
-
-
-def _patches(document: Document, raw: object, at: Location) -> tuple[Path, ...]:
-    """Files, folders, or ``git:REPOSITORY#BASE..TIP``, whose repository must be a folder; all made absolute."""
-    found: list[Path] = []
-    for index, item in enumerate(_list(document, raw, at)):
-        if not (isinstance(item, str) and item.startswith(GIT_RANGE_PREFIX)):
-            found += _existing(document, item, (*at, index))
-            continue
-        repository, _, span = item.removeprefix(GIT_RANGE_PREFIX).partition("#")
-        found += [Path(f"{GIT_RANGE_PREFIX}{path}#{span}") for path in _existing(document, repository, (*at, index))]
-    return tuple(found)
-
-
-def _paths(document: Document, raw: object, at: Location) -> tuple[Path, ...]:
-    """A list of files or folders that must exist, made absolute."""
-    return tuple(
-        path for index, item in enumerate(_list(document, raw, at)) for path in _existing(document, item, (*at, index))
-    )
-
-
-def _existing(document: Document, raw: object, at: Location) -> tuple[Path, ...]:
-    """The absolute path, or nothing and a problem noted."""
-    path = _path(document, raw, at)
-    if path is not None and not path.exists():
-        document.problem(at, "an existing file or folder", Shown(f"nothing at {path}"))
-        return ()
-    return () if path is None else (path,)
-
-
-def _path(document: Document, raw: object, at: Location) -> Path | None:
-    """An absolute path; relative ones start at the config file's folder, ``~`` is the home folder."""
-    if not isinstance(raw, str) or not raw or not raw.isprintable():
-        document.problem(at, "a path", raw)
-        return None
-    return Path(os.path.realpath(document.file.parent / Path(raw).expanduser()))
-
-
-EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "path_type": "a path",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "multiple_of": "a multiple of {multiple_of}",
-    "string_too_long": "at most {max_length} characters",
-    "string_pattern_mismatch": "text of the form {pattern}",
-    "literal_error": "{expected}",
-    "value_error": "{error}",
-}
-
-
-def _expected(detail: ErrorDetails) -> str:
-    """Pydantic's error in the words of our messages."""
-    template = EXPECTED.get(detail["type"])
-    if template is None:
-        return detail["msg"].removeprefix("Input should be ")
-    return template.format(**{key: value for key, value in detail.get("ctx", {}).items()})

@@ -8,7 +8,7 @@ Every type checks itself when it is made (pydantic, strict: no text that happens
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -17,7 +17,14 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 Op = Literal["madvise_dontneed", "madvise_free", "madvise_pageout", "munmap", "mprotect", "mremap"]
 Placement = Literal["outside", "disjoint", "adjacent", "overlap", "other-process"]
-Check = Literal["kernel_log", "needed_retries", "controls"]
+Check = Literal["kernel_log", "needed_retries", "controls", "stale_mapping"]
+# guests/stale_check/cases.c: where the guest faults, seen from the range that is being invalidated.
+StaleCase = Literal[
+    "inside", "inside-first", "end-edge", "start-edge", "far", "two", "completed", "short-inside", "short-end",
+    "short-start", "straddle",
+]  # fmt: skip
+StaleOp = Literal["madvise", "munmap", "mremap", "mprotect"]
+STALE_CASES: tuple[StaleCase, ...] = get_args(StaleCase)
 
 MAX_SEED = 2**63 - 1
 MAX_PAGES = 2**24  # REC_PAGE_BITS of guests/include/recording.h: a fault's page index has 24 bits.
@@ -207,6 +214,68 @@ class ReportSpec:
 
 
 @dataclass(frozen=True, config=STRICT)
+class StaleSpec:
+    """What ``checks: [stale_mapping]`` tries: every case, by every operation it applies to, in a boot for each kind of
+    paging and guest mapping. The two ``inside`` cases always run where others need them: they calibrate."""
+
+    cases: Annotated[
+        tuple[StaleCase, ...],
+        Field(min_length=1, description=f"where the guest faults: {', '.join(STALE_CASES)}"),
+    ] = STALE_CASES
+    ops: Annotated[
+        tuple[StaleOp, ...],
+        Field(min_length=1, description="how the range is invalidated: madvise, munmap (+ mmap), mremap, mprotect"),
+    ] = ("madvise",)
+    pages: Annotated[
+        tuple[Literal["4k", "2m"], ...], Field(min_length=1, description="page sizes of the guest's mappings: 4k, 2m")
+    ] = ("4k", "2m")
+    tdp: Annotated[
+        tuple[bool, ...], Field(min_length=1, description="true: NPT/EPT; false: shadow paging; a boot for each")
+    ] = (True, False)
+    rounds: Annotated[
+        int, Field(ge=2, le=1000, description="rounds of each case: points of the sweep through the invalidation")
+    ] = 24
+    range_kib: Annotated[
+        int, Field(ge=64, le=65536, multiple_of=32, description="size of the invalidated range, KiB (and two pages)")
+    ] = 4096
+
+    @property
+    def range_pages(self) -> int:
+        """Pages of the range: 2 modulo 8, so that both its edges cut a group of PTE_PREFETCH_NUM pages."""
+        return self.range_kib // 4 + 2
+
+    def rounds_of(self, op: StaleOp) -> tuple[StaleCase, ...]:
+        """The cases that run for an operation, calibrating ones included, in the order of the guest program."""
+        wanted = {case for case in self.cases if stale_applies(case, op)}
+        if any(not case.startswith("short") and case != "straddle" for case in wanted):
+            wanted.add("inside")
+        if any(case.startswith("short") for case in wanted):
+            wanted.add("short-inside")
+        return tuple(case for case in STALE_CASES if case in wanted)
+
+
+def stale_applies(case: StaleCase, op: StaleOp) -> bool:
+    """Whether a case can be had by an operation (``shares_lock`` and ``no_short`` of guests/stale_check/cases.c).
+
+    A second invalidation runs beside the first only if that holds the mmap lock for reading while it clears the
+    tables; of a short mremap, the invalidation is too small a part to be hit.
+    """
+    if case in ("two", "completed"):
+        return op in ("madvise", "munmap")
+    return not (case.startswith("short") and op == "mremap")
+
+
+@dataclass(frozen=True, config=STRICT)
+class StaleCell:
+    """One boot of the stale-mapping check: what a :class:`Cell` is for a measuring trial."""
+
+    name: CellName
+    page: Literal["4k", "2m"]
+    tdp: bool
+    stale: StaleSpec
+
+
+@dataclass(frozen=True, config=STRICT)
 class Experiment:
     """A whole experiment; ``arms[0]`` is the base. ``path`` is the absolute path of the YAML it was read from."""
 
@@ -216,17 +285,31 @@ class Experiment:
     kernel: KernelSpec
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     target: TargetSpec
-    cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
+    cells: tuple[Cell, ...]  # None: only correctness is checked.
     schedule: Schedule
     checks: Annotated[
         tuple[Check, ...],
         Field(
             description="kernel_log: no new kernel warnings; needed_retries: overlap cells keep their retries; "
-            "controls: quiet and other-process cells show none"
+            "controls: quiet and other-process cells show none; stale_mapping: "
+            "no guest still reads a page that was taken away"
         ),
     ]
     report: ReportSpec
+    stale: StaleSpec | None = None  # Given exactly if stale_mapping is among the checks.
 
     @property
     def base(self) -> Arm:
         return self.arms[0]
+
+    @property
+    def stale_cells(self) -> tuple[StaleCell, ...]:
+        """The boots of the stale-mapping check of one arm."""
+        spec = self.stale
+        if spec is None:
+            return ()
+        return tuple(
+            StaleCell(f"stale-mapping,tdp={'on' if tdp else 'off'},page={page}", page, tdp, spec)
+            for tdp in spec.tdp
+            for page in spec.pages
+        )

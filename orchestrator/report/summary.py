@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from orchestrator.analysis.model import ArmSummary, CellSummary, Comparison, MetricComparison
+from orchestrator.analysis.model import ArmSummary, CellSummary, CheckResult, Comparison, MetricComparison, StaleCount
 
 SCHEMA = 1
 
@@ -19,6 +19,10 @@ def render(comparison: Comparison) -> str:
         "arms": {arm.name: _arm(arm) for arm in comparison.arms},
         "cells": [_cell(item) for item in comparison.summaries if item.boots or item.outcome not in NEVER_RAN],
         "comparisons": [_comparison(item) for item in comparison.comparisons],
+        "checks": {
+            "results": [_check(item) for item in comparison.checks],
+            "stale_mapping": [_stale(item) for item in comparison.stale],
+        },
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
@@ -63,3 +67,11 @@ def _comparison(item: MetricComparison) -> dict[str, object]:
         "p_value": item.p_value,
         "verdict": item.verdict,
     }
+
+
+def _check(item: CheckResult) -> dict[str, object]:
+    return {"check": item.name, "arm": item.arm, "cell": item.cell, "status": item.status, "why": item.why}
+
+
+def _stale(item: StaleCount) -> dict[str, object]:
+    return asdict(item)

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from orchestrator.analysis.model import CellInfo, Comparison, FailedTrial
+from orchestrator.analysis.model import CellInfo, Comparison, FailedTrial, StaleCount
 from orchestrator.report.style import clean, microseconds, per_fault
 from orchestrator.results import Provenance
 
@@ -23,6 +23,7 @@ def render(comparison: Comparison, provenance: Provenance) -> str:
         _head(comparison),
         _table(comparison),
         _section("Why", comparison.why),
+        _stale(comparison),
         _checks(comparison),
         _failures(comparison.failures),
         _kernels(comparison),
@@ -43,6 +44,8 @@ def _head(comparison: Comparison) -> list[str]:
 
 
 def _table(comparison: Comparison) -> list[str]:
+    if not comparison.cells:
+        return []
     lines = ["Latency of a guest page fault in us, retries per fault", "-" * WIDTH]
     heads = ["p50", "p99", "p99.9", "max", "mean", "retries"]
     for cell in comparison.cells:
@@ -72,6 +75,23 @@ def _row(comparison: Comparison, cell: str, arm: str) -> list[str]:
     # A long name gets a line of its own, so that columns stay columns.
     head = [f"  {name:10}{cells}"] if len(name) <= 10 else [f"  {name}", f"  {'':10}{cells}"]
     return head + note
+
+
+def _stale(comparison: Comparison) -> list[str]:
+    """Arms side by side: of each case, how many rounds were stale, and how many say anything at all."""
+    if not comparison.stale:
+        return []
+    lines = ["Stale mappings: rounds after which the guest still read a page", "that had been taken away", "-" * WIDTH]
+    lines.append(f"  {'':30}{'stale':>8}{'covered':>9}{'blocked':>9}{'passed':>8}{'rounds':>8}")
+    for label in dict.fromkeys(item.label for item in comparison.stale):
+        lines.append(f"  {label}")
+        lines += [_stale_row(item) for item in comparison.stale if item.label == label]
+    return lines + [line for note in comparison.stale_notes for line in _wrap(note, "  ", "    ")]
+
+
+def _stale_row(item: StaleCount) -> str:
+    name = f"    {item.arm} " + {"failed": "STALE", "held": "", "not covered": "NOT COVERED"}[item.status]
+    return f"{name:32}{item.stale:>8}{item.covered:>9}{item.blocked:>9}{item.passed:>8}{item.rounds:>8}"
 
 
 def _checks(comparison: Comparison) -> list[str]:

@@ -57,7 +57,7 @@ class QemuTarget:
     def run(self, job: Job, folder: Path) -> Evidence:
         """See :class:`~orchestrator.target.target.Target`."""
         words = [image.DEADLINE_WORD.format(job.guest_deadline_s), *([image.SWAP_WORD] if job.swap else [])]
-        words += ["/bin/fault_vmm", *job.words, "--out", image.RECORDING_WORD]
+        words += [f"/bin/{job.program}", *job.words, "--out", image.RECORDING_WORD]
         image.write_initramfs(self.guests, words, folder / INITRAMFS)
         argv = [proc.require(QEMU, "qemu-system-x86"), *self.arguments(job)]
         (folder / COMMAND).write_text(f"{COMMAND_NOTE}{proc.quote(argv)}\n")

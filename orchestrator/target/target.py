@@ -16,12 +16,13 @@ COMMAND = "command.txt"  # how the target was started, to paste into a shell
 COMMAND_NOTE = "# In a copy of this folder, since it writes the console, the status and the recording again:\n"
 INITRAMFS = "initramfs.cpio"  # what QEMU boots; kept with a trial that did not end well, so that COMMAND repeats it
 
+Program = Literal["fault_vmm", "stale_check"]
 Ending = Literal["ended", "wall-deadline", "killed"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One program to run: ``words`` are its arguments without ``--out``; ``swap`` wants swap space first.
+    """One program of ``guests/``: ``words`` are its arguments without ``--out``; ``swap`` wants swap space first.
 
     ``tdp`` asks for NPT/EPT on or off. ``vmlinux`` is the kernel to boot, None for the one that runs.
     """
@@ -34,6 +35,7 @@ class Job:
     mem_mib: int
     deadline_s: float
     guest_deadline_s: float
+    program: Program = "fault_vmm"
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ SCHEMA: dict[str, dict[str, type | tuple[type, ...]]] = {
 
 def test_summary_has_exactly_the_keys_and_types_of_schema_1(written: Written) -> None:
     found = json.loads((written.folder / "summary.json").read_text())
-    assert list(found) == ["schema", "run", "status", "arms", "cells", "comparisons"]
+    assert list(found) == ["schema", "run", "status", "arms", "cells", "comparisons", "checks"]
     assert (found["schema"], found["run"], found["status"]) == (1, "simulated-1", "partial")
     rows = {"arms": list(found["arms"].values()), "cells": found["cells"], "comparisons": found["comparisons"]}
     assert {name: len(items) for name, items in rows.items()} == {"arms": 2, "cells": 6, "comparisons": 21}
