@@ -33,6 +33,7 @@ INK, FAINT, SHADE = "#1b1f24", "#c9ced6", "#b9bec6"
 
 WIDTH_IN = 7.6
 RIGHT_IN = 0.14
+KEY_COLUMNS = 4
 # Any: matplotlib types each key of this mapping as a literal.
 RC: Final[Any] = {
     "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5,
@@ -92,7 +93,9 @@ def make_frame(
     """A figure with its finding and its key, and its panels row by row. ``bars``: the key shows bars, not lines."""
     head = textwrap.fill(plain(title), 82)
     head_in = 0.12 + 0.2 * (head.count("\n") + 1)
-    top_in = head_in + 0.34
+    entries = len(arms) + len(extra)
+    key_in = 0.1 + 0.2 * -(-entries // KEY_COLUMNS)
+    top_in = head_in + key_in + 0.04
     step = grid.above + grid.panel + grid.below
     height = top_in + grid.rows * step
     figure = Figure(figsize=(WIDTH_IN, height), facecolor="white")
@@ -100,7 +103,7 @@ def make_frame(
     key: list[Artist] = [_key(index, arm, bars) for index, arm in enumerate(arms)]
     figure.legend(
         handles=[*key, *extra], loc="upper left", bbox_to_anchor=(0.03 / WIDTH_IN, 1 - head_in / height),
-        ncols=len(arms) + len(extra), frameon=False, handlelength=3.2, borderaxespad=0.2, fontsize=9,
+        ncols=min(entries, KEY_COLUMNS), frameon=False, handlelength=3.2, borderaxespad=0.2, fontsize=9,
     )  # fmt: skip
     wide = (WIDTH_IN - RIGHT_IN) / grid.columns
     axes, boxes = [], []
@@ -111,7 +114,8 @@ def make_frame(
             inner = (wide - grid.left - 0.06) / WIDTH_IN
             axes.append(figure.add_axes(((left + grid.left) / WIDTH_IN, bottom, inner, grid.panel / height)))
             boxes.append((left * 72, top * 72, (wide + 0.08) * 72, step * 72))
-    key_box = (0.0, head_in * 72, (1.2 * len(key) + 2.2 * len(extra) + 0.3) * 72, 0.3 * 72)
+    key_wide = 1.2 * len(key) + 2.2 * len(extra) + 0.3 if entries <= KEY_COLUMNS else WIDTH_IN
+    key_box = (0.0, head_in * 72, key_wide * 72, key_in * 72)
     return Frame(figure, tuple(axes), tuple(boxes), key_box, grid.columns)
 
 

@@ -33,6 +33,7 @@ from orchestrator.report.canvas import (
 )
 from orchestrator.report.style import duration, per_fault
 
+TIMELINE_COLUMNS = 3
 PERCENTILES = ((0.30103, "p50"), (1.0, "p90"), (2.0, "p99"), (3.0, "p99.9"), (4.0, "p99.99"), (5.0, "p99.999"),
                (6.0, "p99.9999"), (7.0, "p99.99999"), (8.0, "p99.999999"))  # fmt: skip
 
@@ -181,7 +182,14 @@ def _timeline(comparison: Comparison, curves: Curves, title: str) -> Frame | Non
     if not cells:
         return None
     shade = Patch(color=SHADE, alpha=0.55, label="system call of the storm")
-    frame = make_frame(title, Grid(len(cells), len(arms), 0.95, below=0.27, above=0.4), arms, extra=[shade])
+    # Each cell begins a row; more arms than fit beside each other take more rows.
+    columns = min(len(arms), TIMELINE_COLUMNS)
+    deep = -(-len(arms) // columns)
+    frame = make_frame(title, Grid(len(cells) * deep, columns, 0.95, below=0.27, above=0.4), arms, extra=[shade])
+    used = [row * deep * columns + place for row in range(len(cells)) for place in range(len(arms))]
+    for spare in set(range(len(frame.axes))) - set(used):
+        frame.figure.delaxes(frame.axes[spare])
+    frame = replace(frame, axes=tuple(frame.axes[at] for at in used), boxes=tuple(frame.boxes[at] for at in used))
     axes = frame.axes
     lines = [curve.timeline for curve in curves.curves]
     low = min((min(item.maxima.y) for item in lines), default=1.0) / 1.5
@@ -194,11 +202,11 @@ def _timeline(comparison: Comparison, curves: Curves, title: str) -> Frame | Non
             panel.set_ylim(low, high)
             panel.set_xlim(0, length * 1e3)
             time_axis(panel.yaxis)
-            name_panel(panel, cell, arm, WIDTH_IN / len(arms) - 0.9)
+            name_panel(panel, cell, arm, WIDTH_IN / columns - 0.9)
             _over_time(panel, curves.get(cell, arm), column, comparison.summary(cell, arm).outcome)
-            panel.xaxis.set_major_locator(MaxNLocator(max(2, 10 // len(arms))))
+            panel.xaxis.set_major_locator(MaxNLocator(max(2, 10 // columns)))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
-            if column == 0:
+            if column % columns == 0:
                 panel.set_ylabel("latency")
     return frame
 

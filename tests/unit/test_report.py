@@ -334,6 +334,17 @@ def test_plots_of_seven_cells_and_of_none(tmp_path: Path) -> None:
     assert "nothing to draw" in html.render(nothing.comparison, (), PROVENANCE)
 
 
+def test_plots_and_page_of_many_arms_in_one_cell(tmp_path: Path) -> None:
+    arms = tuple(f"arm{number}-of-a-longer-name" for number in range(9))
+    made = simulate.run(simulate.Plant(cells=(simulate.cell("quiet"),), arms=arms, faults=200), tmp_path / "trials")
+    drawn = {plot.name: plot for plot in plots.draw_all(made.comparison, made.curves, tmp_path / "plots")}
+    assert len(drawn["timeline"].boxes) == len(arms)
+    assert all(left >= 0 and left + width < 7.8 * 72 for left, _, width, _ in drawn["timeline"].boxes)
+    tops = [top for _, top, _, _ in drawn["timeline"].boxes]
+    assert len(set(tops)) == 3 and min(tops) >= drawn["timeline"].key[1] + drawn["timeline"].key[3]
+    assert all(arm in html.render(made.comparison, tuple(drawn.values()), PROVENANCE) for arm in arms)
+
+
 def test_samples_have_one_row_a_fault(tmp_path: Path) -> None:
     plant = Plant(
         (cell("quiet"), cell("overlap", "overlap")),
