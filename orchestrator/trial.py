@@ -6,14 +6,16 @@ raises.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import recording, stale, store
+from orchestrator import ktap, recording, selftests, stale, store
 from orchestrator.errors import RecordingError, printable
-from orchestrator.experiment import STALE_CASES, Cell, StaleCell, TargetSpec
+from orchestrator.experiment import STALE_CASES, Cell, SelftestCell, StaleCell, TargetSpec
+from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.plan import Trial
 from orchestrator.results import Outcome, TrialResult
 from orchestrator.target.target import CONSOLE, INITRAMFS, RECORDING, STATUS, Ending, Evidence, Job, Target
@@ -55,18 +57,25 @@ def run_trial(
     folder: Path,
     rerun: str,
     only: stale.Round | None = None,
+    tests: BuiltSelftests | None = None,
 ) -> TrialResult:
     """Run ``trial`` in ``folder`` (empty, ours) and say what came of it; of a stale-mapping check, perhaps one round.
 
+    ``tests`` are the arm's selftests, for a trial that runs them.
     Raises :class:`~orchestrator.errors.TargetError` if the target cannot start.
     """
-    evidence = target.run(make_job(trial, spec, vmlinux, only), folder)
+    job = make_job(trial, spec, vmlinux, only)
+    if isinstance(trial.cell, SelftestCell) and tests is not None:
+        job = dataclasses.replace(job, files=selftests.guest_files(trial.cell.selftests, tests, folder))
+    evidence = target.run(job, folder)
     outcome, reason, trace = classify(evidence, folder)
     digest = ""
     if outcome is Outcome.OK:
         try:
             if isinstance(trial.cell, StaleCell):
                 outcome, reason, trace, rerun = _judge(stale.read(folder / RECORDING), rerun)
+            elif isinstance(trial.cell, SelftestCell):
+                check_complete(ktap.read(folder / RECORDING))
             else:
                 recording.read(folder / RECORDING)
             digest = store.file_sha256(folder / RECORDING)
@@ -92,24 +101,29 @@ def run_trial(
     )
 
 
+def check_complete(report: ktap.Report) -> None:
+    """Raise :class:`RecordingError` for a report of the selftests that does not come to its end."""
+    if not report.complete:
+        raise RecordingError(f"its report ends after {len(report.tests)} of {report.planned} tests")
+
+
 def _judge(found: stale.StaleRecording, rerun: str) -> tuple[Outcome, str, tuple[str, ...], str]:
-    """Outcome, reason, a line a stale round, and the command for just the first of them."""
+    """Outcome, reason, a line for each case that was stale, and the command for just the first stale round."""
     bad = [item for item in found.rounds if item.stale]
     if not bad:
         return Outcome.OK, "", (), rerun
-    lines = tuple(describe_stale(item) for item in bad)
+    firsts = {(item.case, item.op): item for item in reversed(bad)}
+    lines = tuple(_describe(item, bad) for item in reversed(firsts.values()))
     again = f"{rerun} --case {bad[0].case} --op {bad[0].op} --round {bad[0].round}"
-    return Outcome.STALE, f"{len(bad)} of {len(found.rounds)} rounds: {lines[0]}", lines[:TRACE_LINES], again
+    reason = f"the guest still read pages that had been taken away: {lines[0]}"
+    return Outcome.STALE, reason, lines[:TRACE_LINES], again
 
 
-def describe_stale(item: stale.Round) -> str:
-    """Which page the guest could still read, and what it read, in one line."""
-    first = item.stale[0]
-    more = f" and {len(item.stale) - 1} more" if len(item.stale) > 1 else ""
-    return (
-        f"{item.case}, {item.op}, round {item.round}: after the call had returned the guest still read page"
-        f" {first.page} ({first.content:#x}){more}"
-    )
+def _describe(item: stale.Round, bad: Sequence[stale.Round]) -> str:
+    """How often a case was stale, and the page and its content of the first time, in one line."""
+    alike = sum((other.case, other.op) == (item.case, item.op) for other in bad)
+    page = item.stale[0]
+    return f"{item.case}, {item.op}: {alike}x, first in round {item.round}: page {page.page} held {page.content:#x}"
 
 
 def make_job(trial: Trial, spec: TargetSpec, vmlinux: Path | None, only: stale.Round | None = None) -> Job:
@@ -127,6 +141,8 @@ def make_job(trial: Trial, spec: TargetSpec, vmlinux: Path | None, only: stale.R
             guest_deadline_s=spec.guest_deadline_s,
             program="stale_check",
         )
+    if isinstance(cell, SelftestCell):
+        return selftests.make_job(cell, vmlinux)
     storm = cell.storm
     return Job(
         vmlinux=vmlinux,

@@ -13,6 +13,7 @@ same call, of the same length, over as many pages, is preempted in the same way,
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ CHECK = "stale_mapping"
 RECORDING_FILE = "recording.bin"
 # The fault and the guest's OUT; into a hole, the fault alone.
 EXITS_PASSED, EXITS_HOLE = 2, 1
+SHOWN_KINDS = 3
+_PFN = re.compile(r"\s+pfn:[0-9a-f]+")
 LIMITS = (
     "A round is covered if its fault provably met the invalidation it was aimed at; the others say nothing. The check"
     " preempts an invalidation on one CPU; races of two CPUs inside one function of KVM are beyond it."
@@ -63,7 +66,7 @@ def judge(experiment: Experiment, results: Sequence[TrialResult], trials: Path) 
     base = experiment.arms[0].name
     for cell in experiment.stale_cells:
         ours = [item for item in results if item.cell == cell.name]
-        known = {same_line(line) for item in ours if item.arm == base for line in item.warnings}
+        known = {_PFN.sub("", same_line(line)) for item in ours if item.arm == base for line in item.warnings}
         for arm in experiment.arms:
             mine = [item for item in ours if item.arm == arm.name]
             boots = [_boot(item, trials) for item in mine if item.outcome in (Outcome.OK, Outcome.STALE)]
@@ -204,11 +207,11 @@ def _kernel_log(arm: str, cell: StaleCell, results: Sequence[TrialResult], known
     """What the kernel itself said during the check: bad page states, KASAN's reports, warnings that base has not."""
     if not results:
         return []
-    lines = dict.fromkeys(line for item in results for line in item.warnings if same_line(line) not in known)
-    if lines:
-        shown = next(iter(lines))
-        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        return [CheckResult(CHECK, arm, cell.name, "failed", f"the kernel's log: {shown}{more}")]
+    lines = {_PFN.sub("", same_line(line)): line for item in results for line in item.warnings}
+    new = [line for kind, line in lines.items() if kind not in known]
+    if new:
+        more = f" (and {len(new) - SHOWN_KINDS} other kinds)" if len(new) > SHOWN_KINDS else ""
+        return [CheckResult(CHECK, arm, cell.name, "failed", f"the kernel's log: {'; '.join(new[:SHOWN_KINDS])}{more}")]
     ended = any(item.outcome in (Outcome.OK, Outcome.STALE) for item in results)
     if not ended:
         return [CheckResult(CHECK, arm, cell.name, "not covered", f"the trial ended otherwise: {results[0].reason}")]

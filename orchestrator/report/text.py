@@ -82,7 +82,8 @@ def _stale(comparison: Comparison) -> list[str]:
     if not comparison.stale:
         return []
     lines = ["Stale mappings: rounds after which the guest still read a page", "that had been taken away", "-" * WIDTH]
-    lines.append(f"  {'':30}{'stale':>8}{'covered':>9}{'blocked':>9}{'passed':>8}{'rounds':>8}")
+    heads = ("stale", "covered", "blocked", "passed", "rounds")
+    lines.append(f"  {'':28}" + "".join(f"{head:>8}" for head in heads))
     for label in dict.fromkeys(item.label for item in comparison.stale):
         lines.append(f"  {label}")
         lines += [_stale_row(item) for item in comparison.stale if item.label == label]
@@ -91,7 +92,8 @@ def _stale(comparison: Comparison) -> list[str]:
 
 def _stale_row(item: StaleCount) -> str:
     name = f"    {item.arm} " + {"failed": "STALE", "held": "", "not covered": "NOT COVERED"}[item.status]
-    return f"{name:32}{item.stale:>8}{item.covered:>9}{item.blocked:>9}{item.passed:>8}{item.rounds:>8}"
+    values = (item.stale, item.covered, item.blocked, item.passed, item.rounds)
+    return f"{name:30}" + "".join(f"{value:>8}" for value in values)
 
 
 def _checks(comparison: Comparison) -> list[str]:
