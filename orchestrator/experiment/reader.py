@@ -198,7 +198,10 @@ def _stale(document: Document, top: dict[str, object], checks: tuple[Check, ...]
     if section is None:
         return None
     before = len(document.problems)
-    values = {key: _several(document, key, value, (*at, key)) for key, value in section.items()}
+    values = {
+        key: _several(document, key, value, (*at, key)) if key in ADAPTERS[StaleSpec] else value
+        for key, value in section.items()
+    }
     return record(document, StaleSpec, values, at) if len(document.problems) == before else None
 
 
@@ -209,10 +212,9 @@ def _several(document: Document, key: str, raw: object, at: Location) -> object:
         return raw
     items = a_list(document, raw, at)
     for index, item in enumerate(items):
-        validated(document, TypeAdapter(args[0]), item, (*at, index))
-        if item in items[:index]:
+        if validated(document, TypeAdapter(args[0]), item, (*at, index)) is not None and item in items[:index]:
             document.problem((*at, index), "each value once", item)
-    if not items:
+    if raw == []:
         document.problem(at, "at least one value", Shown("none"))
     return tuple(items)
 
