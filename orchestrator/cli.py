@@ -16,7 +16,7 @@ import click
 
 from orchestrator import __version__, cache, doctor, experiment, image, plan, proc, run
 from orchestrator.errors import OrchError, UserError, printable
-from orchestrator.experiment import STALE_CASES, Cell, StaleCase, StaleCell, StaleOp, fields
+from orchestrator.experiment import STALE_CASES, Cell, SelftestCell, StaleCase, StaleCell, StaleOp, fields
 from orchestrator.kernel import mail, patch
 from orchestrator.progress import Reporter
 from orchestrator.results import Outcome
@@ -206,9 +206,11 @@ def _show(error: OrchError) -> None:
     click.echo(error.render(), err=True)
 
 
-def _size(cell: Cell | StaleCell) -> str:
+def _size(cell: Cell | StaleCell | SelftestCell) -> str:
     if isinstance(cell, Cell):
         return f"{cell.guest.faults} faults"
+    if isinstance(cell, SelftestCell):
+        return f"{len(cell.selftests.tests)} tests"
     return f"{cell.stale.rounds * sum(len(cell.stale.rounds_of(op)) for op in cell.stale.ops)} rounds"
 
 

@@ -20,6 +20,7 @@ from orchestrator.errors import BuildError, CommandError, UserError
 SOURCES = Path(__file__).resolve().parent.parent / "guests"
 SOURCE_SUFFIXES = (".c", ".h", ".S")
 PROGRAMS = ("fault_vmm", "stale_check")  # what a trial may run
+TEST_RUNNER = "ktest_runner"  # and what runs programs that are not ours
 BUILD_DEADLINE_S = 300.0
 PT_INTERP = 3
 LOCK_WAIT_S = 600.0
@@ -59,6 +60,14 @@ class Guests:
         return self.fault_vmm.with_name(name)
 
 
+@dataclass(frozen=True)
+class GuestFile:
+    """A file of this machine and where it lies in the initramfs, a path without a leading slash."""
+
+    path: str
+    source: Path
+
+
 def build_guests(say: Callable[[str], None]) -> Guests:
     """Compile ``guests/``, or take what was compiled from the same sources by the same compiler before.
 
@@ -74,8 +83,10 @@ def build_guests(say: Callable[[str], None]) -> Guests:
     return Guests(folder / "init", folder / "fault_vmm", folder / "tsc_khz", content_id)
 
 
-def write_initramfs(guests: Guests, words: Sequence[str], out: Path) -> None:
+def write_initramfs(guests: Guests, words: Sequence[str], out: Path, files: Sequence[GuestFile] = ()) -> None:
     """An initramfs at ``out`` whose init runs ``words`` (a program's path and its arguments), by ``cpio``.
+
+    ``files`` are put in as well.
 
     The same guests and words give the same bytes: times are zero, owners root, inodes counted.
     Raises :class:`UserError` if the words do not fit the trial's file.
@@ -86,9 +97,12 @@ def write_initramfs(guests: Guests, words: Sequence[str], out: Path) -> None:
     root = _empty_root(out, ("bin", "dev", "proc", "sys", "trial"))
     _install(guests.init, root / "init")
     # Only the program that runs: another one beside it would move the memory of every measuring trial.
-    for name in PROGRAMS:
+    for name in (*PROGRAMS, TEST_RUNNER):
         if f"/bin/{name}" in words:
             _install(guests.program(name), root / "bin" / name)
+    for file in files:
+        (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+        _install(file.source, root / file.path)
     (root / "trial" / "argv").write_bytes(trial.ljust(TRIAL_FILE_BYTES, b"\0"))
     _pack(root, out)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from orchestrator.experiment import Cell, Experiment, StaleCell
+from orchestrator.experiment import Cell, Experiment, SelftestCell, StaleCell
 
 SEED_BITS = 48  # Exact in a JSON reader that only knows doubles, and wide enough never to repeat.
 MIN_ID_DIGITS = 3
@@ -23,7 +23,7 @@ class Trial:
 
     id: str
     arm: str
-    cell: Cell | StaleCell
+    cell: Cell | StaleCell | SelftestCell
     boot: int
     block: int
     seed: int
@@ -31,7 +31,10 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One cell with one seed: a trial of every arm, to be run on one machine, one after the other."""
+    """One cell with one seed: a trial of every arm, to be run on one machine, one after the other.
+
+    In the block of the selftests the base runs more often than the others: what differs between its runs is flaky.
+    """
 
     index: int
     cell: str
@@ -58,7 +61,7 @@ def make_plan(experiment: Experiment) -> Plan:
     """Blocks for ``schedule.boots`` boots of every arm in every cell, those of the stale-mapping check included."""
     arms = tuple(arm.name for arm in experiment.arms)
     cells: tuple[Cell | StaleCell, ...] = (*experiment.cells, *experiment.stale_cells)
-    total = len(arms) * len(cells) * experiment.schedule.boots
+    total = len(arms) * len(cells) * experiment.schedule.boots + selftest_trials(experiment)
     digits = max(MIN_ID_DIGITS, len(str(total - 1)))
     blocks: list[Block] = []
     for boot in range(experiment.schedule.boots):
@@ -72,7 +75,31 @@ def make_plan(experiment: Experiment) -> Plan:
                 for place, arm in enumerate(order)
             )
             blocks.append(Block(index, cell.name, trials))
-    return Plan(tuple(blocks))
+    return Plan((*blocks, *_selftest_block(experiment, len(blocks), digits)))
+
+
+def selftest_trials(experiment: Experiment) -> int:
+    """How many trials the selftests take: boots of the base, and of every other arm."""
+    spec = experiment.selftests
+    return 0 if spec is None else spec.base_runs + spec.runs * (len(experiment.arms) - 1)
+
+
+def _selftest_block(experiment: Experiment, index: int, digits: int) -> tuple[Block, ...]:
+    """The last block: nothing that it learns would help the measuring trials, and it may take the longest."""
+    cell, spec = experiment.selftest_cell, experiment.selftests
+    if cell is None or spec is None:
+        return ()
+    first = index * len(experiment.arms)
+    runs = [(boot, arm.name) for boot in range(spec.runs) for arm in experiment.arms[1:]]
+    # The base's boots stand on either side of the others', so that a machine that changes meanwhile shows in them.
+    half = (spec.base_runs + 1) // 2
+    base = [(boot, experiment.base.name) for boot in range(spec.base_runs)]
+    seed = boot_seed(experiment.schedule.seed, 0)
+    trials = tuple(
+        Trial(f"{first + place:0{digits}}", arm, cell, boot, index, seed)
+        for place, (boot, arm) in enumerate([*base[:half], *runs, *base[half:]])
+    )
+    return (Block(index, cell.name, trials),)
 
 
 def boot_seed(seed: int, boot: int) -> int:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+
+# What the kernel's log says of a trial that goes on all the same.
+WARNING = re.compile(r"WARNING: CPU: \d+ PID|WARNING: possible|WARNING: suspicious|BUG: |INFO: rcu\S* |INFO: task |"
+                     r"Bad page state|Bad rss-counter|watchdog: ")  # fmt: skip
 
 
 class Outcome(StrEnum):

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator import cache, doctor, engine, experiment, image, plan, proc, stale, trial
+from orchestrator import cache, doctor, engine, experiment, image, plan, proc, selftests, stale
 from orchestrator.analysis import analyse, samples
 from orchestrator.analysis.model import Comparison, Kernel
+from orchestrator.bench import Bench, RunningKernel
+from orchestrator.doctor import Accel
 from orchestrator.errors import StoreError, UserError
-from orchestrator.experiment import Experiment, StaleCase, StaleOp
+from orchestrator.experiment import Experiment, SelftestCell, SelftestSpec, StaleCase, StaleOp
 from orchestrator.image import Guests
 from orchestrator.kernel import arms, build, source
 from orchestrator.kernel.build import BuiltKernel
+from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.manifest import Manifest, make_manifest
 from orchestrator.plan import Plan, Trial
 from orchestrator.progress import Reporter, Stage
@@ -86,9 +89,11 @@ def run(config: Path, results: Path, jobs: int | None, command: Sequence[str], r
         kernels = build_kernels(setting.experiment, store.run / "patches", reporter)
         for kernel in kernels:
             store.save(f"kernels/{kernel.arm}.json", kernel)
-        target = make_target(setting, guests)
+        tests = selftests.build(setting.experiment, store.run / "patches", reporter)
+        selftests.save(store, tests)
+        bench = make_bench(setting, guests, kernels, tests)
         before_trials = time.monotonic()
-        run_trials(setting, store, kernels, target, jobs, done, reporter)
+        run_trials(setting, store, bench, jobs, done, reporter)
         trials_seconds = time.monotonic() - before_trials
         reporter.say("writing the report")
         finished = report(store)
@@ -117,6 +122,8 @@ def settle(chosen: Experiment, reporter: Reporter) -> Setting:
         choice = doctor.pick_accel(chosen.target.accel, chosen.target.cpus)
         accel, why = choice.accel, choice.why
     reporter.say(f"target: {chosen.target.kind}, {why}")
+    if chosen.selftests is not None:
+        doctor.pick_accel(chosen.selftests.accel, chosen.selftests.cpus)
     return Setting(chosen, plan.make_plan(chosen), accel, why)
 
 
@@ -172,31 +179,41 @@ def make_target(setting: Setting, guests: Guests) -> Target:
 
 def make_qemu(setting: Setting, guests: Guests) -> qemu.QemuTarget:
     """QEMU with the accelerator that was chosen."""
-    accel = doctor.pick_accel(setting.experiment.target.accel, setting.experiment.target.cpus).accel
+    return _qemu(setting, guests, setting.experiment.target.accel, setting.experiment.target.cpus)
+
+
+def _qemu(setting: Setting, guests: Guests, wanted: Accel | Literal["auto"], cpus: int) -> qemu.QemuTarget:
+    accel = doctor.pick_accel(wanted, cpus).accel
     tsc_khz = qemu.measure_tsc_khz(guests) if accel == "tcg" else 0
     return qemu.QemuTarget(accel, setting.experiment.target.machine, guests, tsc_khz)
 
 
+def make_bench(
+    setting: Setting, guests: Guests, kernels: Sequence[BuiltKernel], tests: Sequence[BuiltSelftests]
+) -> Bench:
+    """What trials need, with the targets on this machine."""
+    spec = setting.experiment.selftests
+    test_target = None if spec is None else make_test_target(setting, guests, spec)
+    return Bench(setting.experiment.target, kernels, tests, make_target(setting, guests), test_target)
+
+
+def make_test_target(setting: Setting, guests: Guests, spec: SelftestSpec) -> Target:
+    """The machine of the selftests."""
+    return _qemu(setting, guests, spec.accel, spec.cpus)
+
+
 def run_trials(
-    setting: Setting,
-    store: Store,
-    kernels: Sequence[BuiltKernel],
-    target: Target,
-    jobs: int,
-    done: Sequence[TrialResult],
-    reporter: Reporter,
+    setting: Setting, store: Store, bench: Bench, jobs: int, done: Sequence[TrialResult], reporter: Reporter
 ) -> None:
     """Run what is not done yet. Arms whose kernel did not build have no trials; all others go on."""
-    vmlinux = {kernel.arm: kernel.vmlinux for kernel in kernels}
-    unbuilt = {kernel.arm for kernel in kernels if kernel.build == "failed"}
-    skipped = [item.id for item in setting.plan.trials if item.arm in unbuilt]
+    skipped = [item.id for item in setting.plan.trials if not bench.runs(item)]
     lock = threading.Lock()
 
     def run_one(item: Trial) -> TrialResult:
         with lock:
             folder = store.begin_trial(item.id)
         rerun = proc.quote(["orch", "trial", store.run, item.id])
-        result = trial.run_trial(item, setting.experiment.target, vmlinux.get(item.arm), target, folder, rerun)
+        result = bench.run(item, folder, rerun)
         store.finish_trial(result)
         return result
 
@@ -204,20 +221,18 @@ def run_trials(
     counter = _Counter(total, len(done), time.monotonic(), reporter)
     finished = [*(item.id for item in done), *skipped]
     with reporter.stage("trials", total, lines=False) as stage:
-        engine.execute(setting.plan, finished, setting.accel, jobs, run_one, lambda item: counter.count(item, stage))
+        for part, accel, at_once in phases(setting, jobs):
+            engine.execute(part, finished, accel, at_once, run_one, lambda item: counter.count(item, stage))
 
 
-@dataclass(frozen=True)
-class RunningKernel:
-    """The kernel of ``target: local``, in the form of :class:`orchestrator.analysis.model.Kernel`."""
-
-    arm: str
-    release: str
-    build: Literal["ok", "failed"] = "ok"
-    vmlinux_sha256: str = ""
-    build_seconds: float = 0.0
-    cached: bool = True
-    error: str = ""
+def phases(setting: Setting, jobs: int) -> tuple[tuple[Plan, str, int], ...]:
+    """The selftests run after all else, and one boot at a time unless time is counted in instructions."""
+    blocks = setting.plan.blocks
+    tests = tuple(block for block in blocks if any(isinstance(item.cell, SelftestCell) for item in block.trials))
+    others = tuple(block for block in blocks if block not in tests)
+    spec = setting.experiment.selftests
+    accel = spec.accel if spec is not None else ""
+    return (Plan(others), setting.accel, jobs), (Plan(tests), accel, jobs if accel == "icount" else 1)
 
 
 def report(store: Store) -> Finished:
@@ -241,6 +256,7 @@ def report(store: Store) -> Finished:
         run=store.run.name,
         accel=manifest.accel,
         planned=len(planned.trials),
+        tests=selftests.load(store, chosen),
     )
     samples.write_samples(chosen, results, store.run / TRIALS, store.run / "samples.parquet")
     written = write.write_all(analysis.comparison, analysis.curves, provenance(manifest), store.run)
@@ -291,14 +307,12 @@ class _Again:
 
     store: Store
     item: Trial
-    chosen: Experiment
-    vmlinux: Path | None
-    target: Target
+    bench: Bench
     folder: Path
     rerun: str
 
     def run(self, only: stale.Round | None) -> TrialResult:
-        return trial.run_trial(self.item, self.chosen.target, self.vmlinux, self.target, self.folder, self.rerun, only)
+        return self.bench.run(self.item, self.folder, self.rerun, only)
 
 
 def _prepare_again(run_folder: Path, trial_id: str, reporter: Reporter) -> _Again:
@@ -311,7 +325,7 @@ def _prepare_again(run_folder: Path, trial_id: str, reporter: Reporter) -> _Agai
         raise UserError(f"run {run_folder.name} has no trial {trial_id}: they go from {planned.trials[0].id} to {last}")
     setting = settle(chosen, reporter)
     guests = image.build_guests(reporter.say)
-    vmlinux = None
+    kernels: list[BuiltKernel] = []
     if chosen.target.kind != "local":
         kernel = store.load(f"kernels/{found.arm}.json", BuiltKernel)
         if kernel.build == "failed":
@@ -320,10 +334,11 @@ def _prepare_again(run_folder: Path, trial_id: str, reporter: Reporter) -> _Agai
             raise StoreError(
                 f"the kernel of arm {found.arm} is no longer in the cache", hint=f"orch build {chosen.path}"
             )
-        vmlinux = kernel.vmlinux
+        kernels.append(kernel)
+    bench = make_bench(setting, guests, kernels, selftests.load(store, chosen))
     folder = store.path(f"reruns/{trial_id}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}/x").parent
     rerun = proc.quote(["orch", "trial", run_folder, trial_id])
-    return _Again(store, found, chosen, vmlinux, make_target(setting, guests), folder, rerun)
+    return _Again(store, found, bench, folder, rerun)
 
 
 def _existing(run_folder: Path) -> Store:

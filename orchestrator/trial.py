@@ -17,7 +17,7 @@ from orchestrator.errors import RecordingError, printable
 from orchestrator.experiment import STALE_CASES, Cell, SelftestCell, StaleCell, TargetSpec
 from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.plan import Trial
-from orchestrator.results import Outcome, TrialResult
+from orchestrator.results import WARNING, Outcome, TrialResult
 from orchestrator.target.target import CONSOLE, INITRAMFS, RECORDING, STATUS, Ending, Evidence, Job, Target
 
 TRACE_LINES = 24
@@ -33,8 +33,6 @@ PANIC = re.compile(r"Kernel panic - not syncing: ")
 NMI = re.compile(r"Uhhuh\. NMI received for unknown reason|NMI: PCI system error|NMI: IOCK error|NMI: Not continuing")
 OOPS = re.compile(r"BUG: unable to handle|BUG: kernel NULL pointer|Oops: |general protection fault|kernel BUG at|"
                   r"stack segment: |invalid opcode: |double fault: ")  # fmt: skip
-WARNING = re.compile(r"WARNING: CPU: \d+ PID|WARNING: possible|WARNING: suspicious|BUG: |INFO: rcu\S* |INFO: task |"
-                     r"Bad page state|Bad rss-counter|watchdog: ")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@
 struct ktest {
 	double timeout_s;
 	char *words[MAX_WORDS];	/* the program's path, its arguments, NULL */
-	const char *name;
+	const char *name;	/* with the arguments, as the list has it */
 };
 
 struct ending {
@@ -246,11 +246,11 @@ static void parse_test(char *line, struct ktest *test)
 	int count = 0;
 
 	test->timeout_s = strtod(word, NULL);
+	test->name = rest ? strdup(rest) : NULL;
 	while (count < MAX_WORDS - 1 && (word = strsep(&rest, " ")))
 		test->words[count++] = word;
 	die_if(test->timeout_s <= 0 || !count || rest, "the list has a line that is no test");
-	test->name = test->words[0];
-	die_if(asprintf(&test->words[0], TESTS_FOLDER "%s", test->name) < 0, "no memory");
+	die_if(!test->name || asprintf(&test->words[0], TESTS_FOLDER "%s", test->words[0]) < 0, "no memory");
 }
 
 static int read_list(const char *path, struct ktest *tests)

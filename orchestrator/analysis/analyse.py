@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator import recording
-from orchestrator.analysis import attribution, compare, curves, latency, stale, wording
+from orchestrator.analysis import attribution, compare, curves, latency, selftests, stale, wording
 from orchestrator.analysis.checks import run_checks
 from orchestrator.analysis.model import (
     LATENCY_METRICS,
@@ -22,6 +22,7 @@ from orchestrator.analysis.model import (
     CellCurves,
     CellInfo,
     CellSummary,
+    CheckResult,
     Comparison,
     Curves,
     FailedTrial,
@@ -29,10 +30,11 @@ from orchestrator.analysis.model import (
     Latency,
     MetricComparison,
     Status,
+    TestPrograms,
     Timeline,
 )
 from orchestrator.errors import RecordingError, tail
-from orchestrator.experiment import Cell, Experiment
+from orchestrator.experiment import Cell, Check, Experiment
 from orchestrator.results import Outcome, TrialResult
 
 SCHEMA = 1
@@ -58,12 +60,13 @@ def analyse(
     run: str,
     accel: str,
     planned: int,
+    tests: Sequence[TestPrograms] = (),
 ) -> Analysis:
     """Compare every arm with the base in every cell.
 
     ``trials`` is the folder with one folder a trial; ``accel`` is what ``auto`` came to (``icount``, ``tcg``,
     ``kvm``, or ``local``); ``planned`` is how many trials the plan has, so that an unfinished run says so. Arms
-    without a kernel in ``kernels`` count as not built, unless the target is local.
+    without a kernel in ``kernels`` count as not built, unless the target is local. ``tests`` are the arms' selftests.
 
     Raises :class:`RecordingError` for a recording of an ``ok`` trial that is damaged or of another arm or cell.
     """
@@ -80,7 +83,9 @@ def analyse(
     failures = tuple(_failed(item, trials) for item in results if item.outcome is not Outcome.OK)
     metrics, verdicts = _verdicts(experiment, cells, arms, summaries, accel)
     mapped = stale.judge(experiment, results, trials)
-    checks = run_checks(experiment, cells, summaries, results, mapped.checks)
+    tested = selftests.judge(experiment, results, tests, trials)
+    own: dict[Check, Sequence[CheckResult]] = {"stale_mapping": mapped.checks, "kvm_selftests": tested.checks}
+    checks = run_checks(experiment, cells, summaries, results, own)
     pairs = max((item.pairs for item in metrics), default=0)
     comparison = Comparison(
         schema=SCHEMA,
@@ -106,6 +111,7 @@ def analyse(
         sure=wording.sure_lines(accel, experiment.report.margin, metrics, pairs) if cells else (),
         stale=mapped.counts,
         stale_notes=mapped.notes,
+        selftests=tested.rows,
     )
     return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 

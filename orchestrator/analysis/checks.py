@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from orchestrator.analysis.model import CellInfo, CellSummary, CheckResult
@@ -27,16 +28,16 @@ def run_checks(
     cells: Sequence[CellInfo],
     summaries: Sequence[CellSummary],
     results: Sequence[TrialResult],
-    stale: Sequence[CheckResult] = (),
+    own: Mapping[Check, Sequence[CheckResult]] = MappingProxyType({}),
 ) -> tuple[CheckResult, ...]:
     """All checks of ``experiment.checks``, one result for each cell and arm they concern.
 
-    ``stale`` are the results of the stale-mapping check, which looks at rounds and not at cells.
+    ``own`` are the results of the checks that have trials of their own and do not look at cells.
     """
     arms = tuple(arm.name for arm in experiment.arms)
     found: list[CheckResult] = []
     for name in experiment.checks:
-        made = list(stale) if name == "stale_mapping" else _CHECKS[name](cells, arms, summaries, results)
+        made = list(own[name]) if name in own else _CHECKS[name](cells, arms, summaries, results)
         found.extend(made or [CheckResult(name, "", "", "not covered", "no cell of this experiment tests it")])
     return tuple(found)
 

@@ -20,6 +20,8 @@ Verdict = Literal["improved", "regressed", "equivalent", "inconclusive"]
 CellVerdict = Literal["improved", "regressed", "mixed", "equivalent", "inconclusive"]
 Status = Literal["complete", "partial", "failed"]
 CheckStatus = Literal["held", "failed", "not covered"]
+SelftestState = Literal["pass", "fail", "skip", "timeout", "lost", "not built", "not run"]
+SelftestFinding = Literal["same", "regression", "warning", "flaky", "better", "changed", "not run"]
 
 LATENCY_METRICS: Final[tuple[Metric, ...]] = ("mean", "p50", "p90", "p99", "p99_9", "max")
 METRICS: Final[tuple[Metric, ...]] = (*LATENCY_METRICS, "retries_per_fault")
@@ -43,6 +45,19 @@ class Kernel(Protocol):
     def cached(self) -> bool: ...
     @property
     def error(self) -> str: ...
+
+
+class TestPrograms(Protocol):
+    """What the analysis asks of an arm's selftests; ``kernel.selftests.BuiltSelftests`` is one."""
+
+    @property
+    def arm(self) -> str: ...
+    @property
+    def build(self) -> Literal["ok", "failed"]: ...
+    @property
+    def error(self) -> str: ...
+    def program(self, name: str) -> Path | None: ...
+    def error_of(self, name: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -237,6 +252,29 @@ class StaleCount:
 
 
 @dataclass(frozen=True)
+class SelftestRow:
+    """One of the kernel's own selftests on one arm: its state in each boot, and what that is against the base.
+
+    ``lost``: the kernel died under it. ``reason`` says why it did not pass (of several boots, the first that did not);
+    ``seconds`` are of the guest's clock, the longest boot. ``warnings`` are the kernel's during it; of an arm, those
+    that the base does not have.
+    """
+
+    test: str
+    arm: str
+    states: tuple[SelftestState, ...]
+    reason: str
+    seconds: float
+    finding: SelftestFinding
+    warnings: tuple[str, ...]
+
+    @property
+    def shown(self) -> str:
+        """The states in a word or two: ``pass``, or ``pass/fail`` where boots differ."""
+        return "/".join(dict.fromkeys(self.states))
+
+
+@dataclass(frozen=True)
 class PlotTitles:
     """The finding that each plot shows, in one line."""
 
@@ -272,6 +310,7 @@ class Comparison:
     sure: tuple[str, ...]
     stale: tuple[StaleCount, ...] = ()
     stale_notes: tuple[str, ...] = ()
+    selftests: tuple[SelftestRow, ...] = ()
 
     @property
     def base(self) -> str:

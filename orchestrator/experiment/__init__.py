@@ -1,6 +1,7 @@
 """YAML to a frozen :class:`Experiment`; all validation; every error with file, line and key, all at once."""
 
 from orchestrator.experiment.reader import load
+from orchestrator.experiment.selftests import Selftest, SelftestCell, SelftestSpec
 from orchestrator.experiment.types import (
     STALE_CASES,
     Arm,
@@ -40,6 +41,9 @@ __all__ = [
     "Placement",
     "ReportSpec",
     "Schedule",
+    "Selftest",
+    "SelftestCell",
+    "SelftestSpec",
     "Source",
     "StaleCase",
     "StaleCell",

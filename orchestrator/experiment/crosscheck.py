@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestrator.experiment.selftests import CELL_NAME, SelftestSpec
 from orchestrator.experiment.types import (
     MAX_PAGES,
     Arm,
@@ -22,6 +23,7 @@ from orchestrator.experiment.types import (
 from orchestrator.experiment.yamltext import Document, Location, Shown
 
 MAX_TRIALS = 1_000_000
+OWN_TRIALS: frozenset[Check] = frozenset(("stale_mapping", "kvm_selftests"))  # checks that need no cell
 SAMPLE_BYTES = 16  # struct rec_fault
 MAX_SAMPLES_MIB = 2900  # SYS_LIMIT of guests/fault_vmm/fault_vmm.h, 3 GiB, less the guest's page tables
 KERNEL_MIB = 128  # kernel, initramfs, page tables of host and guest, and air; a small 5.10 host takes about 60 MiB.
@@ -51,6 +53,7 @@ class Parts:
     schedule: Schedule | None
     checks: tuple[Check, ...]
     stale: StaleSpec | None = None
+    selftests: SelftestSpec | None = None
 
 
 def run(document: Document, parts: Parts) -> None:
@@ -67,6 +70,7 @@ def run(document: Document, parts: Parts) -> None:
             _memory(document, placed, parts.target)
     _checks(document, parts)
     _stale(document, parts)
+    _selftests(document, parts)
     if parts.schedule is not None:
         boots = len(parts.stale.pages) * len(parts.stale.tdp) if parts.stale is not None else 0
         trials = len(parts.arms) * (len(parts.cells) + boots) * parts.schedule.boots
@@ -194,11 +198,11 @@ def _no_cells(document: Document, parts: Parts) -> None:
     """Without cells there must be something else to do, and nothing that needs a cell."""
     if any(location[0] == "cells" for location in document.lines if len(location) > 1):
         return  # There are some, with errors of their own.
-    if "stale_mapping" not in parts.checks:
-        document.problem(("cells",), "at least one cell (or the check stale_mapping)", Shown("none"))
+    if not OWN_TRIALS.intersection(parts.checks):
+        document.problem(("cells",), "at least one cell (or the check stale_mapping or kvm_selftests)", Shown("none"))
         return
     for index, check in enumerate(parts.checks):
-        if check != "stale_mapping":
+        if check not in OWN_TRIALS:
             document.problem(("checks", index), "cells for this check", Shown("none"))
 
 
@@ -216,3 +220,19 @@ def _stale(document: Document, parts: Parts) -> None:
     names = {placed.cell.name: placed for placed in parts.cells if placed.cell.name.startswith("stale-mapping,")}
     for placed in names.values():
         document.problem(placed.at, "another name (this one is the stale-mapping check's)", placed.cell.name)
+
+
+def _selftests(document: Document, parts: Parts) -> None:
+    spec = parts.selftests
+    if spec is None:
+        return
+    if parts.target is not None and parts.target.kind == "local":
+        document.problem(("checks",), "target.kind: qemu for kvm_selftests, which boots each arm", Shown("local"))
+    if spec.accel == "icount" and spec.cpus > 1:
+        # As for the target itself: QEMU 7.2 hangs at the bring-up of the second CPU.
+        document.problem(("selftests", "cpus"), "1 with accel: icount", spec.cpus)
+    if not any(spec.enough_cpus(test) for test in spec.tests):
+        document.problem(("selftests", "cpus"), "what at least one of the tests needs", spec.cpus)
+    for placed in parts.cells:
+        if placed.cell.name == CELL_NAME:
+            document.problem(placed.at, "another name (this one is the selftests')", CELL_NAME)

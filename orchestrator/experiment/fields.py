@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
+from orchestrator.experiment.selftests import Selftest, SelftestSpec
 from orchestrator.experiment.types import (
     DebianSource,
     GitSource,
@@ -45,6 +46,8 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("cells.NAME.storm", Storm),
     ("schedule", Schedule),
     ("stale", StaleSpec),
+    ("selftests", SelftestSpec),
+    ("selftests.tests[]", Selftest),
     ("report", ReportSpec),
 )
 

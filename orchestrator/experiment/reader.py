@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 from pydantic import TypeAdapter
 
 from orchestrator.experiment import crosscheck, yamltext
+from orchestrator.experiment.selftests import Selftest, SelftestSpec
 from orchestrator.experiment.types import (
     Arm,
     Cell,
@@ -55,7 +56,8 @@ SOURCES: Mapping[str, type[Source]] = {
     "git": GitSource,
 }
 SECTIONS = (
-    "name", "description", "kernel", "arms", "target", "defaults", "cells", "schedule", "checks", "stale", "report",
+    "name", "description", "kernel", "arms", "target", "defaults", "cells", "schedule", "checks", "stale", "selftests",
+    "report",
 )  # fmt: skip
 MAX_CELLS = 1000
 
@@ -95,8 +97,9 @@ def _experiment(document: Document) -> Experiment | None:
     schedule = record(document, Schedule, top.get("schedule", {}), ("schedule",))
     checks = _checks(document, top.get("checks", []))
     stale = _stale(document, top, checks)
+    selftests = _selftests(document, top, checks)
     report = record(document, ReportSpec, top.get("report", {}), ("report",))
-    crosscheck.run(document, crosscheck.Parts(target, kernel, arms, cells, schedule, checks, stale))
+    crosscheck.run(document, crosscheck.Parts(target, kernel, arms, cells, schedule, checks, stale, selftests))
     if document.problems or not (kernel and target and schedule and report and name):
         return None
     return Experiment(
@@ -111,6 +114,7 @@ def _experiment(document: Document) -> Experiment | None:
         checks=checks,
         report=report,
         stale=stale,
+        selftests=selftests,
     )
 
 
@@ -203,6 +207,42 @@ def _stale(document: Document, top: dict[str, object], checks: tuple[Check, ...]
         for key, value in section.items()
     }
     return record(document, StaleSpec, values, at) if len(document.problems) == before else None
+
+
+def _selftests(document: Document, top: dict[str, object], checks: tuple[Check, ...]) -> SelftestSpec | None:
+    """The section of the kernel's own KVM selftests; its defaults, if the check is asked for without one."""
+    at: Location = ("selftests",)
+    if "kvm_selftests" not in checks:
+        if "selftests" in top:
+            document.problem(at, "the check kvm_selftests, which this section is for", Shown("a section without it"))
+        return None
+    section = mapping(document, top.get("selftests", {}), at, ADAPTERS[SelftestSpec])
+    if section is None:
+        return None
+    before = len(document.problems)
+    values = dict(section)
+    if "tests" in values:
+        values["tests"] = _tests(document, values["tests"], (*at, "tests"))
+    return record(document, SelftestSpec, values, at) if len(document.problems) == before else None
+
+
+def _tests(document: Document, raw: object, at: Location) -> tuple[Selftest, ...]:
+    """The list of tests: names, or mappings of a test with its arguments, time and needs."""
+    tests: list[Selftest] = []
+    items = a_list(document, raw, at)
+    for index, item in enumerate(items):
+        value: dict[str, object] = item if isinstance(item, dict) else {"test": item}
+        args = value.get("args")
+        if isinstance(args, list):
+            value = {**value, "args": tuple(args)}
+        test = record(document, Selftest, value, (*at, index))
+        if test is not None and test.label in [other.label for other in tests]:
+            document.problem((*at, index), "each test with the same arguments once", test.label)
+        elif test is not None:
+            tests.append(test)
+    if not items:
+        document.problem(at, "at least one test", Shown("none"))
+    return tuple(tests)
 
 
 def _several(document: Document, key: str, raw: object, at: Location) -> object:

@@ -10,18 +10,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+from orchestrator.experiment.selftests import CELL_NAME, SelftestCell, SelftestSpec
+from orchestrator.experiment.strict import STRICT
 
 Op = Literal["madvise_dontneed", "madvise_free", "madvise_pageout", "munmap", "mprotect", "mremap"]
 Placement = Literal["outside", "disjoint", "adjacent", "overlap", "other-process"]
-Check = Literal["kernel_log", "needed_retries", "controls", "stale_mapping"]
+Check = Literal["kernel_log", "needed_retries", "controls", "stale_mapping", "kvm_selftests"]
 # guests/stale_check/cases.c: where the guest faults, seen from the range that is being invalidated.
 StaleCase = Literal[
     "inside", "inside-first", "end-edge", "start-edge", "far", "two", "completed", "short-inside", "short-end",
-    "short-start", "straddle",
+    "short-start", "straddle", "two-second",
 ]  # fmt: skip
 StaleOp = Literal["madvise", "munmap", "mremap", "mprotect"]
 STALE_CASES: tuple[StaleCase, ...] = get_args(StaleCase)
@@ -260,7 +261,7 @@ def stale_applies(case: StaleCase, op: StaleOp) -> bool:
     A second invalidation runs beside the first only if that holds the mmap lock for reading while it clears the
     tables; of a short mremap, the invalidation is too small a part to be hit.
     """
-    if case in ("two", "completed"):
+    if case in ("two", "two-second", "completed"):
         return op in ("madvise", "munmap")
     return not (case.startswith("short") and op == "mremap")
 
@@ -292,11 +293,12 @@ class Experiment:
         Field(
             description="kernel_log: no new kernel warnings; needed_retries: overlap cells keep their retries; "
             "controls: quiet and other-process cells show none; stale_mapping: "
-            "no guest still reads a page that was taken away"
+            "no guest still reads a page that was taken away; kvm_selftests: the kernel's own KVM tests pass as on base"
         ),
     ]
     report: ReportSpec
     stale: StaleSpec | None = None  # Given exactly if stale_mapping is among the checks.
+    selftests: SelftestSpec | None = None  # Given exactly if kvm_selftests is among the checks.
 
     @property
     def base(self) -> Arm:
@@ -313,3 +315,8 @@ class Experiment:
             for tdp in spec.tdp
             for page in spec.pages
         )
+
+    @property
+    def selftest_cell(self) -> SelftestCell | None:
+        """The boot in which the kernel's own KVM selftests run."""
+        return SelftestCell(CELL_NAME, self.selftests) if self.selftests is not None else None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
+from orchestrator.experiment.selftests import Selftest, SelftestSpec
 from orchestrator.experiment.types import (
     Arm,
     Cell,
@@ -45,6 +46,8 @@ HINTS: Mapping[type[Any], Mapping[str, Any]] = {
         Storm,
         Schedule,
         StaleSpec,
+        Selftest,
+        SelftestSpec,
         ReportSpec,
         Arm,
         Cell,

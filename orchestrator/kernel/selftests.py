@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Program:
-    """One test: ``name`` as the tree has it (``x86_64/state_test``), ``error`` the compiler's words if there is none."""
+    """One test: ``name`` as the tree has it (``x86_64/state_test``); without ``sha256``, ``error`` says why."""
 
     name: str
     sha256: str

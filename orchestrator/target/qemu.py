@@ -58,7 +58,7 @@ class QemuTarget:
         """See :class:`~orchestrator.target.target.Target`."""
         words = [image.DEADLINE_WORD.format(job.guest_deadline_s), *([image.SWAP_WORD] if job.swap else [])]
         words += [f"/bin/{job.program}", *job.words, "--out", image.RECORDING_WORD]
-        image.write_initramfs(self.guests, words, folder / INITRAMFS)
+        image.write_initramfs(self.guests, words, folder / INITRAMFS, job.files)
         argv = [proc.require(QEMU, "qemu-system-x86"), *self.arguments(job)]
         (folder / COMMAND).write_text(f"{COMMAND_NOTE}{proc.quote(argv)}\n")
         evidence = watch(argv, folder, job.deadline_s)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from orchestrator.image import GuestFile
+
 CONSOLE = "console.log"  # of the kernel under test
 STATUS = "status.log"  # lines of guests/init/init.c
 RECORDING = "recording.bin"
@@ -16,7 +18,7 @@ COMMAND = "command.txt"  # how the target was started, to paste into a shell
 COMMAND_NOTE = "# In a copy of this folder, since it writes the console, the status and the recording again:\n"
 INITRAMFS = "initramfs.cpio"  # what QEMU boots; kept with a trial that did not end well, so that COMMAND repeats it
 
-Program = Literal["fault_vmm", "stale_check"]
+Program = Literal["fault_vmm", "stale_check", "ktest_runner"]
 Ending = Literal["ended", "wall-deadline", "killed"]
 
 
@@ -24,7 +26,8 @@ Ending = Literal["ended", "wall-deadline", "killed"]
 class Job:
     """One program of ``guests/``: ``words`` are its arguments without ``--out``; ``swap`` wants swap space first.
 
-    ``tdp`` asks for NPT/EPT on or off. ``vmlinux`` is the kernel to boot, None for the one that runs.
+    ``files`` are put beside it. ``tdp`` asks for NPT/EPT on or off. ``vmlinux`` is the kernel to boot, None for the one
+    that runs.
     """
 
     vmlinux: Path | None
@@ -36,6 +39,7 @@ class Job:
     deadline_s: float
     guest_deadline_s: float
     program: Program = "fault_vmm"
+    files: tuple[GuestFile, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,171 @@
+"""The kernel's own KVM selftests: reports of boots in, one row for each test and arm and the check's results out.
+
+What passed in every boot of the base and does not pass in every boot of an arm is a regression. A test whose boots of
+the base differ among themselves is flaky: it is shown and not gated.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import ktap
+from orchestrator.analysis.checks import same_line
+from orchestrator.analysis.model import CheckResult, SelftestFinding, SelftestRow, SelftestState, TestPrograms
+from orchestrator.errors import RecordingError
+from orchestrator.experiment import Experiment, Selftest, SelftestSpec
+from orchestrator.results import WARNING, Outcome, TrialResult
+
+CHECK = "kvm_selftests"
+RECORDING_FILE = "recording.bin"
+BAD: frozenset[SelftestFinding] = frozenset(("regression", "warning"))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :func:`judge` comes to; rows by test, then by arm, base first."""
+
+    rows: tuple[SelftestRow, ...]
+    checks: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One test in one boot."""
+
+    state: SelftestState
+    reason: str
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def judge(
+    experiment: Experiment, results: Sequence[TrialResult], programs: Sequence[TestPrograms], trials: Path
+) -> Verdict:
+    """Every test on every arm. ``programs`` are the arms' built tests, ``trials`` the folder with one folder a trial.
+
+    Raises :class:`RecordingError` for a report of a trial that ended well and cannot be read.
+    """
+    spec, cell = experiment.selftests, experiment.selftest_cell
+    if spec is None or cell is None:
+        return Verdict((), ())
+    ours = [item for item in results if item.cell == cell.name]
+    built = {item.arm: item for item in programs}
+    seen: dict[str, dict[str, list[_Seen]]] = {}
+    for arm in experiment.arms:
+        reports = [_report(item, trials) for item in ours if item.arm == arm.name]
+        seen[arm.name] = {test.label: _look(test, spec, built.get(arm.name), reports) for test in spec.tests}
+    base = experiment.base.name
+    rows = [
+        _row(test.label, arm.name, seen[arm.name][test.label], seen[base][test.label], is_base=arm.name == base)
+        for test in spec.tests
+        for arm in experiment.arms
+    ]
+    checks = [_check_base(base, rows)] if len(experiment.arms) == 1 else []
+    for arm in experiment.arms[1:]:
+        checks += _check(arm.name, rows, built)
+    return Verdict(tuple(rows), tuple(checks))
+
+
+def _report(result: TrialResult, trials: Path) -> dict[str, ktap.TestRun]:
+    """What a boot says of its tests; of one that did not end well, as far as it came."""
+    try:
+        report = ktap.read(trials / result.id / RECORDING_FILE)
+    except RecordingError:
+        if result.outcome is Outcome.OK:
+            raise
+        return {}
+    return {test.name: test for test in report.tests}
+
+
+def _look(
+    test: Selftest,
+    spec: SelftestSpec,
+    programs: TestPrograms | None,
+    reports: Sequence[Mapping[str, ktap.TestRun]],
+) -> list[_Seen]:
+    """One test of one arm in each of its boots; once, if it could not run in any."""
+    if not spec.enough_cpus(test):
+        return [_Seen("skip", f"needs {test.cpus} CPUs, the target has {spec.cpus}", 0.0, ())]
+    if programs is not None and programs.program(test.test) is None:
+        return [_Seen("not built", programs.error_of(test.test), 0.0, ())]
+    found = [report.get(test.label) for report in reports]
+    return [
+        _Seen("not run", "the boot ended before it", 0.0, ())
+        if item is None
+        else _Seen(item.state, item.reason, item.seconds, _warnings(item))
+        for item in found
+    ] or [_Seen("not run", "", 0.0, ())]
+
+
+def _warnings(test: ktap.TestRun) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(line for line in test.kernel_log if WARNING.search(line)))
+
+
+def _row(test: str, arm: str, ours: Sequence[_Seen], base: Sequence[_Seen], *, is_base: bool) -> SelftestRow:
+    known = {same_line(line) for item in base for line in item.warnings}
+    lines = dict.fromkeys(line for item in ours for line in item.warnings)
+    new = tuple(line for line in lines if is_base or same_line(line) not in known)
+    states = tuple(item.state for item in ours)
+    finding = _finding({item.state for item in base}, set(states), is_base=is_base)
+    if finding == "same" and new and not is_base:
+        finding = "warning"
+    reasons = [item.reason for item in ours if item.reason]
+    seconds = max(item.seconds for item in ours)
+    return SelftestRow(test, arm, states, reasons[0] if reasons else "", seconds, finding, new)
+
+
+def _finding(base: set[SelftestState], ours: set[SelftestState], *, is_base: bool) -> SelftestFinding:
+    if len(base) > 1:
+        return "flaky"
+    if is_base or ours == base:
+        return "same"
+    if ours == {"not run"} or base == {"not run"}:
+        return "not run"
+    if base == {"pass"} or "lost" in ours:
+        return "regression"
+    return "better" if ours == {"pass"} else "changed"
+
+
+def _check(arm: str, rows: Sequence[SelftestRow], built: Mapping[str, TestPrograms]) -> list[CheckResult]:
+    """One result if all is well, else one for each test that is not."""
+    ours = [row for row in rows if row.arm == arm]
+    programs = built.get(arm)
+    bad = [row for row in ours if row.finding in BAD]
+    if bad and programs is not None and programs.build == "failed":
+        return [CheckResult(CHECK, arm, "", "failed", f"its tests do not compile: {programs.error}")]
+    if bad:
+        return [CheckResult(CHECK, arm, row.test, "failed", _why(row)) for row in bad]
+    good = sum(set(row.states) == {"pass"} and row.finding == "same" for row in ours)
+    if not good:
+        return [CheckResult(CHECK, arm, "", "not covered", f"no test passes on base and here; {_tally(ours)}")]
+    cut = sum(row.finding == "not run" for row in ours)
+    if cut:
+        why = f"{cut} of {len(ours)} tests did not run; {_tally(ours)}"
+        return [CheckResult(CHECK, arm, "", "not covered", why)]
+    return [CheckResult(CHECK, arm, "", "held", f"{good} tests pass as on base; {_tally(ours)}")]
+
+
+def _check_base(base: str, rows: Sequence[SelftestRow]) -> CheckResult:
+    return CheckResult(CHECK, base, "", "not covered", f"no other arm to compare with; {_tally(rows)}")
+
+
+def _why(row: SelftestRow) -> str:
+    if row.finding == "warning":
+        return f"the kernel's log: {row.warnings[0]}"
+    bad = [state for state in row.states if state != "pass"]
+    often = f" in {len(bad)} of {len(row.states)} boots" if len(row.states) > 1 else ""
+    return f"passes on base, here: {bad[0]}{often}: {row.reason}" if bad else row.reason
+
+
+def _tally(rows: Sequence[SelftestRow]) -> str:
+    """``15 pass, 9 skip, 3 fail``, those that are flaky on base counted as such."""
+    kinds: list[str] = ["flaky" if row.finding == "flaky" else min(row.states, key=_gravity) for row in rows]
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
+
+
+def _gravity(state: SelftestState) -> int:
+    order: tuple[SelftestState, ...] = ("lost", "timeout", "fail", "not built", "not run", "skip", "pass")
+    return order.index(state)

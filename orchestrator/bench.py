@@ -1,0 +1,56 @@
+"""Everything that trials need, ready: kernels and selftests by arm, and the machines that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator import stale, trial
+from orchestrator.experiment import SelftestCell, TargetSpec
+from orchestrator.kernel.build import BuiltKernel
+from orchestrator.kernel.selftests import BuiltSelftests
+from orchestrator.plan import Trial
+from orchestrator.results import TrialResult
+from orchestrator.target.target import Target
+
+
+@dataclass(frozen=True)
+class RunningKernel:
+    """The kernel of ``target: local``, in the form of :class:`orchestrator.analysis.model.Kernel`."""
+
+    arm: str
+    release: str
+    build: Literal["ok", "failed"] = "ok"
+    vmlinux_sha256: str = ""
+    build_seconds: float = 0.0
+    cached: bool = True
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """``test_target`` is the selftests' machine, which may be another than the measuring trials'; None without them."""
+
+    spec: TargetSpec
+    kernels: Sequence[BuiltKernel]
+    tests: Sequence[BuiltSelftests]
+    target: Target
+    test_target: Target | None
+
+    def runs(self, item: Trial) -> bool:
+        """Whether what a trial needs was built: all others go on without it."""
+        needed: list[BuiltKernel | BuiltSelftests] = [*self.kernels]
+        if isinstance(item.cell, SelftestCell):
+            needed += self.tests
+        return all(built.build == "ok" for built in needed if built.arm == item.arm)
+
+    def run(self, item: Trial, folder: Path, rerun: str, only: stale.Round | None = None) -> TrialResult:
+        """Run a trial in ``folder``; see :func:`orchestrator.trial.run_trial`."""
+        vmlinux = next((kernel.vmlinux for kernel in self.kernels if kernel.arm == item.arm), None)
+        tests = next((built for built in self.tests if built.arm == item.arm), None)
+        target = self.target
+        if isinstance(item.cell, SelftestCell) and self.test_target is not None:
+            target = self.test_target
+        return trial.run_trial(item, self.spec, vmlinux, target, folder, rerun, only, tests)
