@@ -30,6 +30,7 @@ TAG, TAG_MASK, TAG_ROUND_SHIFT = 0x5441470000000000, 0xFFFFFF0000000000, 24
 CASES: Mapping[int, StaleCase] = {
     1: "inside", 2: "inside-first", 3: "end-edge", 4: "start-edge", 5: "far", 6: "two", 7: "completed",
     8: "short-inside", 9: "short-end", 10: "short-start", 11: "straddle",
+    12: "two-second",
 }  # fmt: skip
 OPS: Mapping[int, StaleOp] = {1: "madvise", 2: "munmap", 3: "mremap", 4: "mprotect"}
 

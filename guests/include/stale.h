@@ -38,6 +38,7 @@
 #define STALE_CASE_SHORT_END	9	/* the page behind a range of two pages */
 #define STALE_CASE_SHORT_START	10	/* the page before it, and the page behind it is mapped: that ends the prefetch */
 #define STALE_CASE_STRADDLE	11	/* a whole invalidation of two pages falls into a fault on the second of them */
+#define STALE_CASE_TWO_SECOND	12	/* as TWO, the fault goes to the last page of the second invalidation's range */
 
 /* stale_round.op: how the range is invalidated */
 #define STALE_OP_MADVISE	1	/* MADV_DONTNEED */

@@ -29,6 +29,8 @@ const struct stale_case stale_cases[] = {
 	  .checked = 0, .nr_checked = 2, .map_behind = true },
 	{ .name = "straddle", .kind = STALE_CASE_STRADDLE, .is_short = true, .straddle = true, .edge = FROM_B,
 	  .fault = -1, .checked = -2, .nr_checked = 2 },
+	{ .name = "two-second", .kind = STALE_CASE_TWO_SECOND, .edge = FROM_SECOND, .fault = -1,
+	  .second = SECOND_IN_PROGRESS, .checked = -NEAR_PAGES, .nr_checked = NEAR_PAGES },
 };
 
 const struct stale_op stale_ops[] = {

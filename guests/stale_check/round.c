@@ -22,7 +22,6 @@
 #define GRID_NS		8000000ull
 #define GRID_OFFSET_NS	1000000ull
 
-#define CALIBRATIONS	5
 
 static struct kvm_run *kicked;
 
@@ -39,12 +38,12 @@ static uint64_t cpu_ns(void)
 	return now.tv_sec * 1000000000ull + now.tv_nsec;
 }
 
-static uint64_t to_ns(const struct check *check, uint64_t cycles)
+uint64_t to_ns(const struct check *check, uint64_t cycles)
 {
 	return (unsigned __int128)cycles * 1000000000u / check->vm.tsc_hz;
 }
 
-static uint8_t *page_hva(const struct check *check, uint64_t page)
+uint8_t *page_hva(const struct check *check, uint64_t page)
 {
 	return check->vm.mem + page * PAGE_BYTES;
 }
@@ -60,7 +59,7 @@ uint64_t slot_pages(uint32_t range_pages)
 	return ALIGN_UP(second_page(range_pages) + range_pages + PAGES_BEFORE, HUGE_PAGES);
 }
 
-static void set_peek(struct check *check, uint64_t page)
+void set_peek(struct check *check, uint64_t page)
 {
 	struct kvm_regs regs = { .rip = SYS_GPA + PEEK_OFFSET, .rflags = 0x2, .rbx = MEM_GPA + page * PAGE_BYTES };
 
@@ -82,7 +81,7 @@ static int enter_once(struct check *check)
 	return 0;
 }
 
-static int enter_until_done(struct check *check)
+int enter_until_done(struct check *check)
 {
 	int error;
 
@@ -93,7 +92,7 @@ static int enter_until_done(struct check *check)
 	return error;
 }
 
-static uint64_t peek(struct check *check, uint64_t page)
+uint64_t peek(struct check *check, uint64_t page)
 {
 	struct kvm_regs regs;
 
@@ -104,7 +103,7 @@ static uint64_t peek(struct check *check, uint64_t page)
 	return regs.rax;
 }
 
-static void tag_pages(struct check *check, uint64_t first, uint64_t count, uint64_t tag)
+void tag_pages(struct check *check, uint64_t first, uint64_t count, uint64_t tag)
 {
 	uint64_t page;
 
@@ -136,7 +135,7 @@ static uint64_t exits(struct check *check)
 	return all - host;
 }
 
-static struct timespec next_grid_point(void)
+struct timespec next_grid_point(void)
 {
 	struct timespec now;
 	uint64_t ns;
@@ -257,18 +256,25 @@ static void prepare(struct check *check, const struct stale_case *this, const st
 	}
 }
 
-static void clean_up(struct check *check, const struct stale_round *out)
+void clean_up(struct check *check, const struct stale_round *out)
 {
 	invalidate_undo(out->op, page_hva(check, out->range_page), out->range_pages * PAGE_BYTES);
 	/* Pages and SPTEs of the whole memslot: the next round finds nothing of this one. */
 	die_if(madvise(check->vm.mem, check->vm.slot_bytes, MADV_DONTNEED), "madvise of the memslot");
 }
 
+static uint32_t near_page(const struct check *check, const struct stale_case *this, uint32_t pages)
+{
+	if (this->edge == FROM_A)
+		return RANGE_PAGE;
+	return this->edge == FROM_SECOND ? second_page(check->options->range_pages) + pages : RANGE_PAGE + pages;
+}
+
 void run_round(struct check *check, const struct stale_case *this, const struct stale_op *op, uint32_t round,
 	       uint64_t wake_ns, uint64_t second_ns)
 {
 	uint32_t pages = this->is_short ? SHORT_PAGES : check->options->range_pages, i;
-	uint32_t near = RANGE_PAGE + (this->edge == FROM_A ? 0 : pages);
+	uint32_t near = near_page(check, this, pages);
 	uint32_t origin = this->edge == FROM_FAR ? second_page(check->options->range_pages) : near;
 	struct stale_round *out = &check->rounds[check->nr_rounds++];
 
@@ -291,70 +297,6 @@ void run_round(struct check *check, const struct stale_case *this, const struct 
 	for (i = 0; i < out->nr_checked; i++)
 		out->found[i] = peek(check, out->checked_page + i);
 	clean_up(check, out);
-}
-
-static uint64_t median(uint64_t *values)
-{
-	uint32_t i, j;
-
-	for (i = 1; i < CALIBRATIONS; i++) {
-		for (j = i; j && values[j - 1] > values[j]; j--) {
-			uint64_t kept = values[j];
-
-			values[j] = values[j - 1];
-			values[j - 1] = kept;
-		}
-	}
-	return values[CALIBRATIONS / 2];
-}
-
-/* How long the call takes over the pages of a round when nothing disturbs it. */
-static uint64_t undisturbed(struct check *check, const struct stale_op *op, uint32_t pages)
-{
-	struct stale_round round = { .op = op->op, .range_page = RANGE_PAGE, .range_pages = pages };
-	uint64_t lengths[CALIBRATIONS];
-	uint32_t i;
-
-	for (i = 0; i < CALIBRATIONS; i++) {
-		tag_pages(check, RANGE_PAGE - PAGES_BEFORE, PAGES_BEFORE + pages + PAGES_BEHIND, STALE_TAG);
-		sleep_until(next_grid_point());
-		check->first.spin_tsc = 0;
-		invalidator_post(&check->first, op->op, page_hva(check, RANGE_PAGE), pages * PAGE_BYTES);
-		invalidator_wait(&check->first);
-		lengths[i] = to_ns(check, check->first.end_tsc - check->first.start_tsc);
-		clean_up(check, &round);
-	}
-	return median(lengths);
-}
-
-/* A read of each page that a round touches: shadow pages and KVM's own caches are there from then on. */
-static uint64_t warm_faults(struct check *check, uint32_t range_pages)
-{
-	uint64_t times[CALIBRATIONS], page;
-	uint32_t i;
-
-	for (i = 0; i < CALIBRATIONS; i++) {
-		uint64_t start;
-
-		tag_pages(check, 0, RANGE_PAGE + range_pages + PAGES_BEHIND, STALE_TAG);
-		for (page = RANGE_PAGE - PAGES_BEFORE; page < RANGE_PAGE + range_pages + PAGES_BEHIND; page += 8)
-			peek(check, page);
-		die_if(madvise(check->vm.mem, check->vm.slot_bytes, MADV_DONTNEED), "madvise of the memslot");
-		tag_pages(check, 0, RANGE_PAGE + PAGES_BEHIND, STALE_TAG);
-		set_peek(check, RANGE_PAGE);
-		start = rdtsc_ordered();
-		enter_until_done(check);
-		times[i] = to_ns(check, rdtsc_ordered() - start);
-		die_if(madvise(check->vm.mem, check->vm.slot_bytes, MADV_DONTNEED), "madvise of the memslot");
-	}
-	return median(times);
-}
-
-void calibrate(struct check *check, const struct stale_op *op)
-{
-	check->timing.fault_ns = warm_faults(check, check->options->range_pages);
-	check->timing.short_ns = undisturbed(check, op, SHORT_PAGES);
-	check->timing.long_ns = undisturbed(check, op, check->options->range_pages);
 }
 
 static void make_kick(struct check *check)

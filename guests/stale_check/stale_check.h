@@ -33,7 +33,7 @@
 #define SCRATCH_HVA	0x140000003000ull	/* mremap's target: not congruent, so that it moves PTEs, not tables */
 
 enum second { SECOND_NONE, SECOND_IN_PROGRESS, SECOND_COMPLETED };
-enum edge { FROM_A, FROM_B, FROM_FAR };
+enum edge { FROM_A, FROM_B, FROM_FAR, FROM_SECOND };
 
 /* Where a case faults and what it looks at afterwards. */
 struct stale_case {
@@ -43,8 +43,8 @@ struct stale_case {
 	bool straddle;			/* the invalidator preempts the fault, and not the other way round */
 	enum second second;
 	enum edge edge;			/* what the pages are counted from */
-	int32_t fault;			/* from A, B, or a page in another 2 MiB of the memslot */
-	int32_t checked;		/* from A or (FROM_FAR) from B */
+	int32_t fault;			/* from A, B, a page in another 2 MiB, or the second range's end */
+	int32_t checked;		/* from the same, but for FROM_FAR from B */
 	uint32_t nr_checked;
 	bool map_behind;		/* the guest reads page B first: a present SPTE that ends the prefetch */
 };
@@ -116,10 +116,20 @@ void run_cases(struct check *check);
 /* round.c */
 void check_create(struct check *check, const struct options *options);
 void check_destroy(struct check *check);
-void calibrate(struct check *check, const struct stale_op *op);
 void run_round(struct check *check, const struct stale_case *this, const struct stale_op *op, uint32_t round,
 	       uint64_t wake_ns, uint64_t second_ns);
 uint64_t slot_pages(uint32_t range_pages);
+uint8_t *page_hva(const struct check *check, uint64_t page);
+uint64_t to_ns(const struct check *check, uint64_t cycles);
+struct timespec next_grid_point(void);
+void tag_pages(struct check *check, uint64_t first, uint64_t count, uint64_t tag);
+void set_peek(struct check *check, uint64_t page);
+int enter_until_done(struct check *check);
+uint64_t peek(struct check *check, uint64_t page);
+void clean_up(struct check *check, const struct stale_round *out);
+
+/* calibrate.c */
+void calibrate(struct check *check, const struct stale_op *op);
 
 /* invalidate.c */
 void invalidator_start(struct invalidator *self, int fifo_priority);

@@ -123,7 +123,7 @@ def test_any_bytes_are_an_error_and_nothing_else(data: bytes) -> None:
         stale.parse(data, "x")
 
 
-@pytest.mark.parametrize("field, value", [("kind", 12), ("op", 0), ("flags", 3), ("nr_checked", 9)])
+@pytest.mark.parametrize("field, value", [("kind", 13), ("op", 0), ("flags", 3), ("nr_checked", 9)])
 def test_a_round_that_nobody_can_have_written_is_refused(field: str, value: int) -> None:
     """Its CRC is right: a guest program of another version, not damage."""
     data = bytearray(small())
