@@ -25,8 +25,9 @@ RESULT = re.compile(
     r"(?P<not>not )?ok (?P<number>\d+) (?P<name>[^#]+) #(?P<skip> SKIP)?"
     r"(?: (?P<timeout>TIMEOUT)| exit=(?P<exit>\d{1,3})| signal=(?P<signal>\d{1,3})) seconds=(?P<seconds>\d+\.\d{3})"
 )
-# lib/assert.c of the selftests: the headline, then "  FILE:LINE: EXPRESSION", and a message at the end.
+# test_assert() in lib/assert.c of the selftests: the headline, then lines with two blanks before them.
 ASSERTION = "==== Test Assertion Failure ===="
+ASSERTION_DETAIL = re.compile(r"  pid=\d+ tid=|  \(stack trace empty\)| +\d+\t")  # differs from run to run
 # print_skip() of lib/test_util.c, and what tests print by hand: "... not supported", "skipping", "Skipping test".
 SKIP_WORDS = re.compile(r"skip|not (?:supported|enabled|available)|requires? |need|must be", re.IGNORECASE)
 ACCESS_DENIED = "Access denied - Exiting"  # lib/assert.c turns EACCES into a skip.
@@ -167,11 +168,14 @@ def _skip_reason(output: Sequence[str]) -> str:
 def _failure(code: int, output: Sequence[str]) -> str:
     """The assertion that failed and its message; without one, the exit code and the last line."""
     start = next((index for index, line in enumerate(output) if ASSERTION in line), None)
-    if start is None or start + 1 == len(output):
-        return f"exit code {code}; {_last(output)}"
-    where = output[start + 1].strip()
-    message = output[-1].strip()
-    return where if message == where else f"{where}: {message}"
+    block: list[str] = []
+    for line in output[start + 1 :] if start is not None else ():
+        if not line.startswith("  "):
+            break  # What the test had printed before comes later: it was buffered.
+        if not ASSERTION_DETAIL.match(line):
+            block.append(line.strip())
+    # FILE:LINE: EXPRESSION, then the message, if there is one.
+    return ": ".join(dict.fromkeys((block[0], block[-1]))) if block else f"exit code {code}; {_last(output)}"
 
 
 def _last(output: Sequence[str]) -> str:

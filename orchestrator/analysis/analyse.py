@@ -112,6 +112,7 @@ def analyse(
         stale=mapped.counts,
         stale_notes=mapped.notes,
         selftests=tested.rows,
+        selftest_notes=tested.notes,
     )
     return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 

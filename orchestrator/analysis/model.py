@@ -311,6 +311,7 @@ class Comparison:
     stale: tuple[StaleCount, ...] = ()
     stale_notes: tuple[str, ...] = ()
     selftests: tuple[SelftestRow, ...] = ()
+    selftest_notes: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:

@@ -29,6 +29,7 @@ class Verdict:
 
     rows: tuple[SelftestRow, ...]
     checks: tuple[CheckResult, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def judge(
     """
     spec, cell = experiment.selftests, experiment.selftest_cell
     if spec is None or cell is None:
-        return Verdict((), ())
+        return Verdict((), (), ())
     ours = [item for item in results if item.cell == cell.name]
     built = {item.arm: item for item in programs}
     seen: dict[str, dict[str, list[_Seen]]] = {}
@@ -66,7 +67,7 @@ def judge(
     checks = [_check_base(base, rows)] if len(experiment.arms) == 1 else []
     for arm in experiment.arms[1:]:
         checks += _check(arm.name, rows, built)
-    return Verdict(tuple(rows), tuple(checks))
+    return Verdict(tuple(rows), tuple(checks), notes(rows, [arm.name for arm in experiment.arms]))
 
 
 def _report(result: TrialResult, trials: Path) -> dict[str, ktap.TestRun]:
@@ -169,3 +170,44 @@ def _tally(rows: Sequence[SelftestRow]) -> str:
 def _gravity(state: SelftestState) -> int:
     order: tuple[SelftestState, ...] = ("lost", "timeout", "fail", "not built", "not run", "skip", "pass")
     return order.index(state)
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def notes(rows: Sequence[SelftestRow], arms: Sequence[str]) -> tuple[str, ...]:
+    """Lines for a report: each arm's count, its differences to the base, what is flaky, what fails or skips anyway."""
+    lines = []
+    for arm in arms:
+        ours = [row for row in rows if row.arm == arm]
+        lines.append(f"{arm}: {_tally(ours)}")
+        if arm == arms[0]:
+            continue
+        different = [row for row in ours if row.finding not in ("same", "flaky")]
+        lines += [_difference(row, _base_row(rows, arms[0], row.test)) for row in different]
+        if not different:
+            lines.append(f"{arm}: no test differs from {arms[0]}")
+    base = [row for row in rows if row.arm == arms[0]]
+    for row in base:
+        if row.finding == "flaky":
+            others = [f"{item.arm} {item.shown}" for item in rows if item.test == row.test and item.arm != row.arm]
+            lines.append(f"flaky, so not gated: {row.test}: {', '.join([f'{row.arm} {row.shown}', *others])}")
+        elif row.shown not in ("pass", "skip"):
+            lines.append(f"{row.shown} on {row.arm} already, so not gated: {row.test}: {row.reason}")
+    skips = dict.fromkeys(row.reason for row in base if row.shown == "skip")
+    for reason in skips:
+        tests = ", ".join(row.test for row in base if (row.shown, row.reason) == ("skip", reason))
+        lines.append(f"skip ({reason}): {tests}")
+    return tuple(lines)
+
+
+def _base_row(rows: Sequence[SelftestRow], base: str, test: str) -> SelftestRow:
+    return next(row for row in rows if (row.arm, row.test) == (base, test))
+
+
+def _difference(row: SelftestRow, base: SelftestRow) -> str:
+    if row.finding == "warning":
+        return f"{row.arm}, {row.test}: WARNING, {row.shown} as on {base.arm}, but the kernel's log: {row.warnings[0]}"
+    word = row.finding.upper() if row.finding in BAD else row.finding
+    why = f": {row.reason}" if row.reason else ""
+    return f"{row.arm}, {row.test}: {word}, {base.shown} on {base.arm}, here {row.shown}{why}"

@@ -1,10 +1,10 @@
-"""junit.xml: one test case for each cell and arm, and one for each check, for CI servers."""
+"""junit.xml: one test case for each cell and arm, each check, and each of the kernel's selftests, for CI servers."""
 
 from __future__ import annotations
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from orchestrator.analysis.model import CheckResult, Comparison, FailedTrial
+from orchestrator.analysis.model import CheckResult, Comparison, FailedTrial, SelftestRow
 from orchestrator.report.style import clean
 
 # The kernel or the target fell over: an error. The guest program's own verdict: a failure.
@@ -22,6 +22,11 @@ def render(comparison: Comparison) -> bytes:
         checks.add_testcase(_check(check))
     document.add_testsuite(trials)
     document.add_testsuite(checks)
+    if comparison.selftests:
+        selftests = TestSuite("kvm_selftests")
+        for row in comparison.selftests:
+            selftests.add_testcase(_selftest(row))
+        document.add_testsuite(selftests)
     document.update_statistics()  # type: ignore[no-untyped-call]
     text: bytes = document.tostring()  # type: ignore[no-untyped-call]
     return text
@@ -60,6 +65,20 @@ def _check(check: CheckResult) -> TestCase:
         case.result = [_problem("failure", check.why, check.why)]
     elif check.status == "not covered":
         case.result = [Skipped(clean(check.why))]
+    return case
+
+
+def _selftest(row: SelftestRow) -> TestCase:
+    """One of the kernel's own tests on one arm. What the base fails as well, or only sometimes, is no failure here."""
+    case = TestCase(clean(row.arm), classname=clean(f"kvm_selftests.{row.test}"), time=row.seconds)
+    said = f"{row.shown}: {row.reason}" if row.reason else row.shown
+    if row.finding in ("regression", "warning"):
+        text = "\n".join((said, *row.warnings))
+        case.result = [_problem("failure", f"{row.finding}: {said}", text)]
+    elif row.shown == "skip":
+        case.result = [Skipped(clean(row.reason))]
+    elif row.shown != "pass":
+        case.result = [Skipped(clean(f"{row.finding}, not gated: {said}"))]
     return case
 
 

@@ -22,6 +22,7 @@ def render(comparison: Comparison) -> str:
         "checks": {
             "results": [_check(item) for item in comparison.checks],
             "stale_mapping": [_stale(item) for item in comparison.stale],
+            "kvm_selftests": [asdict(item) for item in comparison.selftests],
         },
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"

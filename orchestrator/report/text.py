@@ -24,6 +24,7 @@ def render(comparison: Comparison, provenance: Provenance) -> str:
         _table(comparison),
         _section("Why", comparison.why),
         _stale(comparison),
+        _section("The kernel's own KVM selftests", comparison.selftest_notes),
         _checks(comparison),
         _failures(comparison.failures),
         _kernels(comparison),
