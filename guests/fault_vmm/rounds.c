@@ -88,7 +88,11 @@ void rounds_run(struct vm *vm, struct storm *storm, uint64_t *start_tsc, uint64_
 	sleep_us(vm->params->start_delay_us);
 	*start_tsc = rdtsc_ordered();
 	for (round = 0; round < vm->params->rounds; round++) {
+		if (storm)
+			storm_hold(storm);
 		discard_range(vm);
+		if (storm)
+			storm_release(storm);
 		pthread_barrier_wait(&barrier);
 		pthread_barrier_wait(&barrier);
 	}

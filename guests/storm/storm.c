@@ -41,6 +41,7 @@ struct storm_shared {
 };
 
 struct storm_thread {
+	pthread_mutex_t busy;		/* held around each system call, so that storm_hold() can wait for its end */
 	struct storm *storm;
 	uint32_t index;
 	uint8_t *range;
@@ -219,7 +220,9 @@ static void *storm_worker(void *arg)
 	sleep_us(self->phase_us);
 	while (!atomic_load_explicit(&shared->stop, memory_order_relaxed)) {
 		populate(self->storm, self->range);
+		pthread_mutex_lock(&self->busy);
 		invalidate(self);
+		pthread_mutex_unlock(&self->busy);
 		if (self->storm->params.period_us)
 			sleep_us(self->storm->params.period_us);
 	}
@@ -288,6 +291,7 @@ static void place_threads(struct storm *storm, uint8_t *guest_range)
 	for (i = 0; i < storm->params.threads; i++) {
 		struct storm_thread *thread = &storm->threads[i];
 
+		pthread_mutex_init(&thread->busy, NULL);
 		thread->storm = storm;
 		thread->index = i;
 		/* Outside, a huge page's distance apart, so that two threads never share a page-table page. */
@@ -329,6 +333,23 @@ struct storm *storm_create(const struct storm_params *params, void *guest_range)
 void storm_start(struct storm *storm)
 {
 	atomic_store(&storm->shared->go, 1);
+}
+
+/* In the other process it needs no holding: its invalidations are none of this mm's. */
+void storm_hold(struct storm *storm)
+{
+	uint32_t i;
+
+	for (i = 0; i < storm->params.threads; i++)
+		pthread_mutex_lock(&storm->threads[i].busy);
+}
+
+void storm_release(struct storm *storm)
+{
+	uint32_t i;
+
+	for (i = 0; i < storm->params.threads; i++)
+		pthread_mutex_unlock(&storm->threads[i].busy);
 }
 
 void storm_stop(struct storm *storm)

@@ -43,6 +43,13 @@ struct storm *storm_create(const struct storm_params *params, void *guest_range)
 /* Release the threads, which have been waiting since storm_create(). */
 void storm_start(struct storm *storm);
 
+/*
+ * Keep the storm from starting another system call, and wait until none is in progress. For the VMM's own discards:
+ * two invalidations at once are another experiment than one.
+ */
+void storm_hold(struct storm *storm);
+void storm_release(struct storm *storm);
+
 /* Stop and join them all. */
 void storm_stop(struct storm *storm);
 
