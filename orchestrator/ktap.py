@@ -107,7 +107,7 @@ class _Reader:
 
     def _note(self, line: str) -> bool:
         found = NOTE.fullmatch(line)
-        if found is None or int(found.group(1)) != len(self._done) + 1 > self._planned:
+        if found is None or self._all_done() or int(found.group(1)) != len(self._done) + 1:
             return False
         kind, text = found.group(2), found.group(3) or ""
         if (kind == "begin") != (self._running is None):

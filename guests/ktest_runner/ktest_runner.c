@@ -33,7 +33,11 @@
 
 #include "common.h"
 
+/* The project's own tests run it on the machine itself, with other places. */
+#ifndef TESTS_FOLDER
 #define TESTS_FOLDER	"/selftests/"
+#define KERNEL_LOG	"/dev/kmsg"
+#endif
 #define MAX_TESTS	256
 #define MAX_WORDS	32
 #define MAX_LINES	400	/* of one test's output, and as many of the kernel's */
@@ -283,8 +287,8 @@ int main(int argc, char **argv)
 	count = read_list(argv[2], tests);
 	out = fopen(argv[4], "we");
 	die_if(!out, "open %s", argv[4]);
-	kmsg_fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-	die_if(kmsg_fd < 0 || lseek(kmsg_fd, 0, SEEK_END) < 0, "open /dev/kmsg");
+	kmsg_fd = open(KERNEL_LOG, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	die_if(kmsg_fd < 0 || lseek(kmsg_fd, 0, SEEK_END) < 0, "open " KERNEL_LOG);
 	die_if(prctl(PR_SET_CHILD_SUBREAPER, 1), "prctl");
 	fprintf(out, "KTAP version 1\n1..%d\n", count);
 	for (i = 0; i < count; i++) {
