@@ -44,7 +44,7 @@ class SimulatedTarget:
 
     def run(self, job: Job, folder: Path) -> Evidence:
         words = dict(zip(job.words[::2], job.words[1::2], strict=True))
-        arm, cell, seed = words["--arm"], words["--cell"], int(words["--seed"])
+        arm, cell, seed = words["--arm"].rstrip(), words["--cell"], int(words["--seed"])
         if NOTES in os.environ:
             with Path(os.environ[NOTES]).open("a") as notes:
                 notes.write(f"{arm} {cell} {seed}\n")

@@ -253,10 +253,15 @@ def options(cell: Cell) -> dict[str, str]:
 def test_the_words_of_a_quiet_cell() -> None:
     cell = Cell("quiet,tdp=on", Guest(vcpus=2, mem_mib=3, rounds=5, stride_pages=4, access="read", page="2m"), None)
     assert program_words("v1", cell, 42) == (
-        "--arm", "v1", "--cell", "quiet,tdp=on", "--seed", "42", "--vcpus", "2", "--mem-bytes", str(3 << 20),
+        "--arm", "v1".ljust(31), "--cell", "quiet,tdp=on", "--seed", "42", "--vcpus", "2", "--mem-bytes", str(3 << 20),
         "--stride-bytes", "16384", "--rounds", "5", "--access", "read", "--order", "sequential", "--page", "2m",
         "--backing", "absent",
     )  # fmt: skip
+
+
+def test_no_arm_differs_from_another_by_the_length_of_its_name() -> None:
+    lengths = {tuple(map(len, program_words(arm, QUIET, 42))) for arm in ("a", "base", "x" * 31)}
+    assert len(lengths) == 1
 
 
 def test_the_words_of_a_storm() -> None:
