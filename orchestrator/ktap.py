@@ -162,7 +162,7 @@ def _skip_reason(output: Sequence[str]) -> str:
     if any(ACCESS_DENIED in line for line in output):
         return "access denied"
     said = next((line for line in reversed(output) if SKIP_WORDS.search(line)), "") or (output[-1] if output else "")
-    return " ".join(said.split()) or "it gives no reason"
+    return " ".join(said.split()).removesuffix(", skipping test") or "it gives no reason"
 
 
 def _failure(code: int, output: Sequence[str]) -> str:

@@ -67,7 +67,8 @@ def judge(
     checks = [_check_base(base, rows)] if len(experiment.arms) == 1 else []
     for arm in experiment.arms[1:]:
         checks += _check(arm.name, rows, built)
-    return Verdict(tuple(rows), tuple(checks), notes(rows, [arm.name for arm in experiment.arms]))
+    said = (_machine(spec, base), *notes(rows, [arm.name for arm in experiment.arms]))
+    return Verdict(tuple(rows), tuple(checks), said)
 
 
 def _report(result: TrialResult, trials: Path) -> dict[str, ktap.TestRun]:
@@ -175,6 +176,14 @@ def _gravity(state: SelftestState) -> int:
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
+def _machine(spec: SelftestSpec, base: str) -> str:
+    """Where the tests ran, which need not be where anything was measured, and how often."""
+    cpus = f"{spec.cpus} CPU{'s' if spec.cpus > 1 else ''}"
+    return (
+        f"{len(spec.tests)} tests by {spec.accel} with {cpus}; {base} in {spec.base_runs} boots, others in {spec.runs}"
+    )
+
+
 def notes(rows: Sequence[SelftestRow], arms: Sequence[str]) -> tuple[str, ...]:
     """Lines for a report: each arm's count, its differences to the base, what is flaky, what fails or skips anyway."""
     lines = []
@@ -192,12 +201,10 @@ def notes(rows: Sequence[SelftestRow], arms: Sequence[str]) -> tuple[str, ...]:
         if row.finding == "flaky":
             others = [f"{item.arm} {item.shown}" for item in rows if item.test == row.test and item.arm != row.arm]
             lines.append(f"flaky, so not gated: {row.test}: {', '.join([f'{row.arm} {row.shown}', *others])}")
-        elif row.shown not in ("pass", "skip"):
-            lines.append(f"{row.shown} on {row.arm} already, so not gated: {row.test}: {row.reason}")
-    skips = dict.fromkeys(row.reason for row in base if row.shown == "skip")
-    for reason in skips:
-        tests = ", ".join(row.test for row in base if (row.shown, row.reason) == ("skip", reason))
-        lines.append(f"skip ({reason}): {tests}")
+    groups = dict.fromkeys((row.shown, row.reason) for row in base if row.finding != "flaky" and row.shown != "pass")
+    for shown, reason in sorted(groups, key=lambda group: group[0]):
+        tests = ", ".join(row.test for row in base if (row.shown, row.reason) == (shown, reason))
+        lines.append(f"{shown} on {arms[0]} already, so not gated: {tests}: {reason}")
     return tuple(lines)
 
 
