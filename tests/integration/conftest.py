@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from realkernel import ARMS, FRAGMENTS
+from orchcli import Run, run
+from realkernel import ARMS, FRAGMENTS, PLANTED, ROOT
 
 from orchestrator.cache import cache_dir
 from orchestrator.experiment import Arm, DebianSource
@@ -23,3 +24,15 @@ def kernels(kernel_tree: KernelTree) -> dict[str, BuiltKernel]:
     arms = [Arm(name, patches) for name, patches in ARMS.items()]
     built = build_arms(kernel_tree, FRAGMENTS, arms, cache_dir(), lambda step: None)
     return {kernel.arm: kernel for kernel in built}
+
+
+@pytest.fixture(scope="session")
+def planted(kernels: dict[str, BuiltKernel], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run of every planted patch; many tests look at it."""
+    return run(PLANTED, tmp_path_factory.mktemp("planted"), "--jobs", "2")
+
+
+@pytest.fixture(scope="session")
+def quickstart(kernels: dict[str, BuiltKernel], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The default experiment, whole."""
+    return run(ROOT / "configs/quickstart.yaml", tmp_path_factory.mktemp("quickstart"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PLANTED = ROOT / "tests/integration/planted.yaml"
 FRAGMENTS = [ROOT / "configs/kernel/host.config"]
 ARMS = {
     "base": (),
