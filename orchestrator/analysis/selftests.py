@@ -204,7 +204,8 @@ def notes(rows: Sequence[SelftestRow], arms: Sequence[str]) -> tuple[str, ...]:
     groups = dict.fromkeys((row.shown, row.reason) for row in base if row.finding != "flaky" and row.shown != "pass")
     for shown, reason in sorted(groups, key=lambda group: group[0]):
         tests = ", ".join(row.test for row in base if (row.shown, row.reason) == (shown, reason))
-        lines.append(f"{shown} on {arms[0]} already, so not gated: {tests}: {reason}")
+        already = f"skip ({reason}): {tests}" if shown == "skip" else f"{shown} on {arms[0]} already: {tests}: {reason}"
+        lines.append(already)
     return tuple(lines)
 
 

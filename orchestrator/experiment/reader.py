@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 from pydantic import TypeAdapter
 
 from orchestrator.experiment import crosscheck, yamltext
-from orchestrator.experiment.selftests import Selftest, SelftestSpec
+from orchestrator.experiment.selftests import ARGUMENT_WORDS, Argument, Selftest, SelftestSpec
 from orchestrator.experiment.types import (
     Arm,
     Cell,
@@ -60,6 +60,7 @@ SECTIONS = (
     "report",
 )  # fmt: skip
 MAX_CELLS = 1000
+ARGUMENT = TypeAdapter[str](Argument)
 
 
 def load(path: Path) -> Experiment:
@@ -234,7 +235,9 @@ def _tests(document: Document, raw: object, at: Location) -> tuple[Selftest, ...
         value: dict[str, object] = item if isinstance(item, dict) else {"test": item}
         args = value.get("args")
         if isinstance(args, list):
-            value = {**value, "args": tuple(args)}
+            place: Location = (*at, index, "args")
+            checked = [validated(document, ARGUMENT, arg, (*place, nr), ARGUMENT_WORDS) for nr, arg in enumerate(args)]
+            value = {**value, "args": tuple(arg for arg in checked if arg is not None)}
         test = record(document, Selftest, value, (*at, index))
         if test is not None and test.label in [other.label for other in tests]:
             document.problem((*at, index), "each test with the same arguments once", test.label)

@@ -16,7 +16,8 @@ ARGUMENT = r"^[A-Za-z0-9_.,:=+/-]+$"
 CELL_NAME: Literal["kvm-selftests"] = "kvm-selftests"
 START_S = 60.0  # What the boot may take besides the tests' own time, s.
 
-Argument = Annotated[str, Field(pattern=ARGUMENT, max_length=64, description="an argument without blanks")]
+ARGUMENT_WORDS = "an argument of letters, digits and _.,:=+/-"
+Argument = Annotated[str, Field(pattern=ARGUMENT, max_length=64)]
 
 
 @dataclass(frozen=True, config=STRICT)
