@@ -86,6 +86,7 @@ def run(config: Path, results: Path, jobs: int | None, command: Sequence[str], r
         store.save(EXPERIMENT, setting.experiment)
         store.save(PLAN, setting.plan)
         guests = image.build_guests(reporter.say)
+        selftests.check(setting.experiment, reporter)
         kernels = build_kernels(setting.experiment, store.run / "patches", reporter)
         for kernel in kernels:
             store.save(f"kernels/{kernel.arm}.json", kernel)

@@ -19,16 +19,18 @@ from orchestrator.target.target import Job
 LIST = "selftests.list"  # in the trial's folder, and below /trial in the machine
 
 
-def build(chosen: Experiment, patches: Path, reporter: Reporter) -> tuple[BuiltSelftests, ...]:
-    """Every arm's tests; none if the experiment does not ask for them. Patches of mails are kept under ``patches``.
+def check(chosen: Experiment, reporter: Reporter) -> None:
+    """Raise :class:`UserError` for a test that the tree does not have, before minutes go into kernels."""
+    if chosen.selftests is not None:
+        tree = source.fetch(chosen.kernel.sources, cache.cache_dir(), reporter.say)
+        check_names(chosen.selftests, selftests.test_names(tree.path), tree.identity)
 
-    Raises :class:`UserError` for a test that the tree does not have.
-    """
-    spec = chosen.selftests
-    if spec is None:
+
+def build(chosen: Experiment, patches: Path, reporter: Reporter) -> tuple[BuiltSelftests, ...]:
+    """Every arm's tests; none if the experiment does not ask for them. Patches of mails are kept under ``patches``."""
+    if chosen.selftests is None:
         return ()
     tree = source.fetch(chosen.kernel.sources, cache.cache_dir(), reporter.say)
-    check_names(spec, selftests.test_names(tree.path), tree.identity)
     ready = [arms.make_ready(arm, tree.path, patches / arm.name).arm for arm in chosen.arms]
     built = selftests.build_selftests(tree, ready, cache.cache_dir(), reporter.say)
     for item in built:
