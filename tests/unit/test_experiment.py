@@ -176,9 +176,7 @@ def test_faults_are_counted_per_stride_and_page_size() -> None:
     assert Guest(mem_mib=64, rounds=4).faults == 65536
     assert Guest(mem_mib=64, rounds=4, page="2m").faults == 65536  # of the host, 4 KiB each
     assert Guest(mem_mib=64, rounds=4, stride_pages=8).faults == 8192
-    assert (
-        Guest(mem_mib=1, rounds=1, stride_pages=255).faults == 1
-    )  # the rest is no whole stride
+    assert Guest(mem_mib=1, rounds=1, stride_pages=255).faults == 1  # the rest is no whole stride
 
 
 def test_json_round_trip(write, tmp_path: Path) -> None:
