@@ -47,7 +47,7 @@ ROUND = np.dtype(
         ("range_page", "<u4"), ("range_pages", "<u4"), ("checked_page", "<u4"), ("nr_checked", "<u4"),
         ("wake_ns", "<u8"), ("second_ns", "<u8"), ("post_tsc", "<u8"), ("start_tsc", "<u8"), ("end_tsc", "<u8"),
         ("second_start_tsc", "<u8"), ("second_end_tsc", "<u8"), ("enter_tsc", "<u8"), ("leave_tsc", "<u8"),
-        ("exits", "<u8"), ("found", "<u8", (MAX_CHECKED,)),
+        ("exits", "<u8"), ("fixed", "<u8"), ("found", "<u8", (MAX_CHECKED,)),
     ]
 )  # fmt: skip
 TRAILER = np.dtype([("magic", "<u8"), ("nr_rounds", "<u4"), ("crc32", "<u4")])
@@ -70,7 +70,7 @@ class Round:
 
     ``ending`` is how the guest's access ended while the invalidation was to be in progress: it ``passed``; it ended
     in a ``hole`` (EFAULT); the kernel retried until the kick (``blocked``); or it slept and says nothing (``late``).
-    ``exits`` are VM exits meanwhile, None if they were not counted.
+    ``retries`` are faults meanwhile that installed no mapping and were taken again, None if they were not counted.
     """
 
     case: StaleCase
@@ -87,7 +87,7 @@ class Round:
     second: tuple[float, float] | None
     enter_ns: float
     leave_ns: float
-    exits: int | None
+    retries: int | None
     stale: tuple[StalePage, ...]
 
 
@@ -188,7 +188,8 @@ def _round(row: np.void, tsc_hz: int, name: str) -> Round:
         second=(after_post("second_start_tsc"), after_post("second_end_tsc")) if number["second_start_tsc"] else None,
         enter_ns=after_post("enter_tsc"),
         leave_ns=after_post("leave_tsc"),
-        exits=number["exits"] or None,
+        # One exit is neither: the guest's OUT or, into a hole, the fault that failed for good.
+        retries=number["exits"] - number["fixed"] - 1 if number["exits"] else None,
         stale=tuple(
             StalePage(number["checked_page"] + index, content)
             for index, content in enumerate(found)

@@ -100,6 +100,7 @@ struct stale_round {
 	uint64_t enter_tsc;		/* the guest was entered */
 	uint64_t leave_tsc;		/* and left: passed, blocked or into a hole */
 	uint64_t exits;			/* VM exits meanwhile, without those for host interrupts; 0: not counted */
+	uint64_t fixed;			/* faults that installed a mapping meanwhile (pf_fixed), if exits are counted */
 	uint64_t found[STALE_MAX_CHECKED];	/* contents of the checked pages, by the guest's read; the rest zero */
 };
 

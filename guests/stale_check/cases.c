@@ -52,11 +52,14 @@ uint32_t stale_nr_ops(void)
 	return sizeof(stale_ops) / sizeof(stale_ops[0]);
 }
 
-/* What is swept: of a long call the part that has the invalidation in it; a short one, and a fault, as a whole. */
+/*
+ * What is swept: of a long call the part that has the invalidation in it; a short one as a whole; of a fault what lies
+ * behind its first quarter, the exit, and before its last part, the mapping and the entry.
+ */
 static uint64_t span_ns(const struct check *check, const struct stale_case *this, const struct stale_op *op)
 {
 	if (this->straddle)
-		return check->timing.fault_ns;
+		return check->timing.fault_ns * 3 / 8;
 	return this->is_short ? check->timing.short_ns : check->timing.long_ns * op->swept_percent / 100;
 }
 
@@ -66,9 +69,11 @@ static void sweep(struct check *check, const struct stale_case *this, const stru
 	uint64_t span = span_ns(check, this, op);
 	/* Another seed, another phase: repeated boots look between the points of each other. */
 	uint64_t phase = check->options->seed % 1000 * span / rounds / 1000;
-	/* The vCPU takes its time to wake up, too: of a short call, the first half is out of reach. */
-	uint64_t late = this->is_short && !this->straddle ? span / 2 : 0;
+	uint64_t late = 0;
 
+	/* The vCPU takes its time to wake up, too: of a short call, the first half is out of reach. */
+	if (this->is_short)
+		late = this->straddle ? check->timing.fault_ns / 4 : span / 2;
 	for (round = 0; round < rounds; round++) {
 		uint64_t wake_ns = LEAD_NS + late + phase + round * span / rounds, second_ns = 0;
 

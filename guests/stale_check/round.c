@@ -117,10 +117,15 @@ static uint64_t round_tag(uint16_t kind, uint16_t op, uint32_t round)
 	return STALE_TAG | ((uint64_t)(op * 16 + kind) << 8 | (round & 0xff)) << STALE_TAG_ROUND_SHIFT;
 }
 
-static uint64_t exits(struct check *check)
+struct exits {
+	uint64_t guest;		/* all, without those for host interrupts */
+	uint64_t fixed;		/* faults that installed a mapping */
+};
+
+static struct exits count_exits(struct check *check)
 {
 	static struct rec_counter counters[MAX_COUNTERS];
-	uint64_t all = 0, host = 0;
+	struct exits found = { 0 };
 	uint32_t i, count;
 
 	for (i = 0; i < MAX_COUNTERS; i++)
@@ -128,11 +133,13 @@ static uint64_t exits(struct check *check)
 	count = counters_read(&check->vm, counters, false);
 	for (i = 0; i < count; i++) {
 		if (!strcmp(counters[i].name, "exits"))
-			all = counters[i].before;
+			found.guest += counters[i].before;
 		if (!strcmp(counters[i].name, "irq_exits"))
-			host = counters[i].before;
+			found.guest -= counters[i].before;
+		if (!strcmp(counters[i].name, "pf_fixed"))
+			found.fixed = counters[i].before;
 	}
-	return all - host;
+	return found;
 }
 
 struct timespec next_grid_point(void)
@@ -215,7 +222,8 @@ static void duel(struct check *check, const struct stale_case *this, struct stal
 static void straddle(struct check *check, struct stale_round *out)
 {
 	struct invalidator *invalidator = &check->second;
-	uint64_t before = exits(check), cpu_before, enter_tsc;
+	struct exits before = count_exits(check), after;
+	uint64_t cpu_before, enter_tsc;
 	struct timespec now;
 
 	sleep_until(next_grid_point());
@@ -235,8 +243,11 @@ static void straddle(struct check *check, struct stale_round *out)
 	invalidator_wait(invalidator);
 	out->start_tsc = invalidator->start_tsc;
 	out->end_tsc = invalidator->end_tsc;
-	if (out->flags & STALE_PASSED)
-		out->exits = exits(check) - before;
+	if (out->flags & STALE_PASSED) {
+		after = count_exits(check);
+		out->exits = after.guest - before.guest;
+		out->fixed = after.fixed - before.fixed;
+	}
 }
 
 static void prepare(struct check *check, const struct stale_case *this, const struct stale_round *out)

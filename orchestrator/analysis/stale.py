@@ -28,8 +28,6 @@ from orchestrator.stale import Round, StaleRecording
 
 CHECK = "stale_mapping"
 RECORDING_FILE = "recording.bin"
-# The fault and the guest's OUT; into a hole, the fault alone.
-EXITS_PASSED, EXITS_HOLE = 2, 1
 SHOWN_KINDS = 3
 _PFN = re.compile(r"\s+pfn:[0-9a-f]+")
 LIMITS = (
@@ -97,10 +95,11 @@ def covered(item: Round, rounds: Sequence[Round]) -> bool:
 
 
 def _straddled(item: Round) -> bool:
-    """The whole call fell into the fault, and the kernel did take a second one for it."""
-    usual = EXITS_HOLE if item.ending == "hole" else EXITS_PASSED
-    happened = item.enter_ns < item.start_ns and item.end_ns < item.leave_ns
-    return happened and item.exits is not None and item.exits > usual
+    """The whole call fell into the fault, and the kernel threw its work away for it.
+
+    A fault that is taken again because its finished mapping was invalidated does not count: the retry is not asked.
+    """
+    return item.enter_ns < item.start_ns and item.end_ns < item.leave_ns and bool(item.retries)
 
 
 def _in_place(item: Round) -> bool:

@@ -33,6 +33,7 @@ class Planted:
     end_ns: int | None = None
     second: tuple[int, int] = (0, 0)
     exits: int = 0
+    fixed: int = 1
     wake_ns: int = 60_000
     checked_page: int = field(default=1032)
 
@@ -51,7 +52,7 @@ class Planted:
         if self.second != (0, 0):
             row["second_ns"] = self.second[0]
             row["second_start_tsc"], row["second_end_tsc"] = tsc(self.second[0]), tsc(self.second[1])
-        row["exits"] = self.exits
+        row["exits"], row["fixed"] = self.exits, self.fixed
         row["found"][: len(self.found)] = self.found
         return row
 

@@ -80,7 +80,7 @@ def test_reads_back_what_was_written() -> None:
     assert (found.arm, found.cell, found.tdp, found.page) == ("base", "stale-mapping,tdp=on,page=4k", True, "4k")
     assert (found.range_pages, found.kick_us, found.seed) == (1026, 2000, 7)
     inside, edge, two = found.rounds
-    assert (inside.case, inside.ending, inside.stale, inside.second, inside.exits) == (
+    assert (inside.case, inside.ending, inside.stale, inside.second, inside.retries) == (
         "inside",
         "blocked",
         (),

@@ -15,7 +15,7 @@ from orchestrator.plan import Plan, Trial, make_plan
 from orchestrator.results import Outcome, TrialResult
 from orchestrator.store import load_json, to_json
 from orchestrator.target.target import Evidence, Job
-from orchestrator.trial import make_job, run_trial
+from orchestrator.trial import make_job, padded, run_trial
 
 ROOT = Path(__file__).parents[2]
 TAG = stale.TAG | 1032
@@ -148,7 +148,16 @@ def test_the_words_of_a_boot_and_of_one_round() -> None:
     assert isinstance(trial.cell, StaleCell)
     job = make_job(trial, TargetSpec("qemu"), Path("/vmlinux"))
     assert (job.program, job.tdp, job.swap) == ("stale_check", False, False)
-    start = ("--arm", "v1", "--cell", "stale-mapping,tdp=off,page=2m", "--seed", str(trial.seed), "--page", "2m")
+    start = (
+        "--arm",
+        padded("v1"),
+        "--cell",
+        "stale-mapping,tdp=off,page=2m",
+        "--seed",
+        str(trial.seed),
+        "--page",
+        "2m",
+    )
     size = ("--rounds", "3", "--range-pages", "1026", "--op", "madvise")
     assert job.words == (*start, *size, "--case", "inside", "--case", "end-edge")
     (only,) = stale.parse(result_bytes([Planted("end-edge", 90_000, round=2, wake_ns=88_123)]), "x").rounds

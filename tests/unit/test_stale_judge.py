@@ -92,7 +92,10 @@ def test_straddle_counts_only_with_a_second_fault_in_it() -> None:
     assert is_covered(Planted("straddle", 60_000, exits=3, **inside))
     assert not is_covered(Planted("straddle", 60_000, exits=2, **inside))
     assert not is_covered(Planted("straddle", 60_000, exits=0, **inside))
-    assert is_covered(Planted("straddle", 60_000, "hole", exits=2, **inside))
+    assert is_covered(Planted("straddle", 60_000, "hole", exits=2, fixed=0, **inside))
+    assert not is_covered(Planted("straddle", 60_000, "hole", exits=1, fixed=0, **inside))
+    # Mapped, invalidated, faulted again: nobody asked whether to retry.
+    assert not is_covered(Planted("straddle", 60_000, exits=3, fixed=2, **inside))
     assert not is_covered(Planted("straddle", 63_000, exits=3, **inside))  # It began before the fault.
 
 

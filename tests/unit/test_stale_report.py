@@ -75,7 +75,7 @@ def test_a_stale_mapping_is_a_failed_check_and_no_failed_stage(written: Written)
 def test_the_summary_counts_every_case(written: Written) -> None:
     found = json.loads((written.folder / "summary.json").read_text())
     assert (found["schema"], found["cells"], found["comparisons"]) == (1, [], [])
-    assert list(found["checks"]) == ["results", "stale_mapping"]
+    assert list(found["checks"])[:2] == ["results", "stale_mapping"]
     rows = {(item["arm"], item["case"]): item for item in found["checks"]["stale_mapping"]}
     assert {key: (item["covered"], item["blocked"], item["passed"], item["stale"]) for key, item in rows.items()} == {
         ("base", "inside"): (3, 3, 0, 0), ("base", "end-edge"): (3, 3, 0, 0),
