@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from orchestrator import __version__, proc
 from orchestrator.errors import CommandError, UserError
 from orchestrator.experiment import Experiment
+from orchestrator.results import Provenance
 
 QEMU = "qemu-system-x86_64"
 
@@ -75,6 +76,7 @@ class Manifest:
     tool_version: str
     tool_commit: str
     qemu_version: str
+    guests_id: str
     host: Host
     fingerprint: str
 
@@ -84,9 +86,17 @@ class Manifest:
 
 
 def make_manifest(
-    experiment: Experiment, command: Sequence[str], accel: str, accel_why: str, seeds: Sequence[int]
+    experiment: Experiment,
+    command: Sequence[str],
+    accel: str,
+    accel_why: str,
+    seeds: Sequence[int],
+    guests_id: str = "",
 ) -> Manifest:
     """Hash every input and look at the host. ``run`` stays empty until the store creates or finds the folder.
+
+    ``guests_id`` is the content of the guest programs (:class:`orchestrator.image.Guests`): a run is not continued with
+    others than it began with.
 
     Raises :class:`UserError` for an input that cannot be read.
     """
@@ -95,7 +105,7 @@ def make_manifest(
     host = examine_host()
     qemu = qemu_version() if experiment.target.kind == "qemu" else ""
     # A running kernel is the kernel under test of `local`: another kernel, another run.
-    environment = [__version__, accel, qemu, host.kernel if experiment.target.kind == "local" else ""]
+    environment = [__version__, guests_id, accel, qemu, host.kernel if experiment.target.kind == "local" else ""]
     return Manifest(
         run="",
         command=tuple(command),
@@ -112,6 +122,7 @@ def make_manifest(
         tool_version=__version__,
         tool_commit=tool_commit(),
         qemu_version=qemu,
+        guests_id=guests_id,
         host=host,
         fingerprint=fingerprint(experiment, fragments, arms, environment),
     )
@@ -129,6 +140,27 @@ def fingerprint(
     content["arms"] = [[item.arm, [patch.sha256 for patch in item.patches]] for item in arms]
     text = json.dumps([content, list(environment)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def provenance(manifest: Manifest) -> Provenance:
+    """What a reader needs to repeat the run."""
+    host = manifest.host
+    rows = [
+        ("run", manifest.run),
+        ("started", manifest.started),
+        ("config", f"{manifest.config.path} (sha256 {manifest.config.sha256[:16]})"),
+        ("target", f"{manifest.target}, {manifest.accel_why}"),
+        ("seeds", ", ".join(map(str, manifest.seeds[:8])) + (" …" if len(manifest.seeds) > 8 else "")),
+        ("host", f"{host.cpu}, {host.cores} CPUs, {host.mem_mib} MiB, Linux {host.kernel}"),
+        ("QEMU", manifest.qemu_version or "not used"),
+        ("tool", f"orchestrator {manifest.tool_version} {manifest.tool_commit}".rstrip()),
+    ]
+    rows += [
+        (f"patch of {arm.arm}", f"{Path(item.path).name} (sha256 {item.sha256[:16]})")
+        for arm in manifest.arms
+        for item in arm.patches
+    ]
+    return Provenance(proc.quote(manifest.command), tuple(rows))
 
 
 def file_id(path: Path) -> FileId:

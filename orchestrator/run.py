@@ -24,11 +24,11 @@ from orchestrator.image import Guests
 from orchestrator.kernel import arms, build, source
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests
-from orchestrator.manifest import Manifest, make_manifest
+from orchestrator.manifest import make_manifest, provenance
 from orchestrator.plan import Plan, Trial
 from orchestrator.progress import Reporter, Stage
 from orchestrator.report import write
-from orchestrator.results import Outcome, Provenance, TrialResult
+from orchestrator.results import Outcome, TrialResult
 from orchestrator.store import MANIFEST, RECORDING, Store
 from orchestrator.target import local, qemu
 from orchestrator.target.target import Target
@@ -79,16 +79,19 @@ def run(config: Path, results: Path, jobs: int | None, command: Sequence[str], r
     setting = settle(experiment.load(config), reporter)
     jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs)
     seeds = setting.plan.seeds
-    manifest = make_manifest(setting.experiment, command, setting.accel, setting.accel_why, seeds)
+    guests = image.build_guests(reporter.say)
+    manifest = make_manifest(
+        setting.experiment, command, setting.accel, setting.accel_why, seeds, guests_id=guests.content_id
+    )
     with Store.open_or_create(results.absolute(), setting.experiment, manifest) as store:
         done = store.finished_trials()
         reporter.say(_opening(store, setting, len(done), jobs))
         store.save(EXPERIMENT, setting.experiment)
         store.save(PLAN, setting.plan)
-        guests = image.build_guests(reporter.say)
         selftests.check(setting.experiment, reporter)
         kernels = build_kernels(setting.experiment, store.run / "patches", reporter)
         for kernel in kernels:
+            _refuse_another_kernel(store, kernel, bool(done))
             store.save(f"kernels/{kernel.arm}.json", kernel)
         tests = selftests.build(setting.experiment, store.run / "patches", reporter)
         selftests.save(store, tests)
@@ -101,6 +104,19 @@ def run(config: Path, results: Path, jobs: int | None, command: Sequence[str], r
         store.finish(finished.comparison.status)
         reporter.say(time_split(time.monotonic() - began, kernels, trials_seconds))
         return finished
+
+
+def _refuse_another_kernel(store: Store, kernel: BuiltKernel, has_trials: bool) -> None:
+    """A run that goes on must not mix two kernels in one arm: a tree or a git ref may have moved meanwhile."""
+    saved = store.run / f"kernels/{kernel.arm}.json"
+    if not has_trials or not saved.exists():
+        return
+    before = store.load(f"kernels/{kernel.arm}.json", BuiltKernel)
+    if before.vmlinux_sha256 != kernel.vmlinux_sha256:
+        raise StoreError(
+            f"arm {kernel.arm} has another kernel than when {store.run.name} began: its source has changed since",
+            hint=f"mv {proc.quote([store.run])} {proc.quote([str(store.run) + '.old'])}, and run again",
+        )
 
 
 def time_split(total: float, kernels: Sequence[BuiltKernel], trials: float) -> str:
@@ -346,27 +362,6 @@ def _existing(run_folder: Path) -> Store:
     if not (run_folder / MANIFEST).is_file():
         raise UserError(f"{run_folder} is not a run: it has no {MANIFEST}", hint="name a folder inside results/")
     return Store.read(run_folder)
-
-
-def provenance(manifest: Manifest) -> Provenance:
-    """What a reader needs to repeat the run."""
-    host = manifest.host
-    rows = [
-        ("run", manifest.run),
-        ("started", manifest.started),
-        ("config", f"{manifest.config.path} (sha256 {manifest.config.sha256[:16]})"),
-        ("target", f"{manifest.target}, {manifest.accel_why}"),
-        ("seeds", ", ".join(map(str, manifest.seeds[:8])) + (" …" if len(manifest.seeds) > 8 else "")),
-        ("host", f"{host.cpu}, {host.cores} CPUs, {host.mem_mib} MiB, Linux {host.kernel}"),
-        ("QEMU", manifest.qemu_version or "not used"),
-        ("tool", f"orchestrator {manifest.tool_version} {manifest.tool_commit}".rstrip()),
-    ]
-    rows += [
-        (f"patch of {arm.arm}", f"{Path(item.path).name} (sha256 {item.sha256[:16]})")
-        for arm in manifest.arms
-        for item in arm.patches
-    ]
-    return Provenance(proc.quote(manifest.command), tuple(rows))
 
 
 @dataclass

@@ -89,6 +89,17 @@ def test_the_same_command_continues_an_unfinished_run(tmp_path: Path, experiment
         assert second.finished_trials() == (done,)
 
 
+def test_other_guest_programs_start_another_run(tmp_path: Path, experiment: Experiment) -> None:
+    manifest = make_manifest(experiment, ["orch"], "icount", "", make_plan(experiment).seeds, guests_id="a")
+    with Store.open_or_create(tmp_path / "results", experiment, manifest) as first:
+        pass
+    other = make_manifest(experiment, ["orch"], "icount", "", make_plan(experiment).seeds, guests_id="b")
+    with Store.open_or_create(tmp_path / "results", experiment, other) as second:
+        assert second.run != first.run
+    with Store.open_or_create(tmp_path / "results", experiment, manifest) as third:
+        assert third.run == first.run
+
+
 def test_a_finished_run_is_not_continued(tmp_path: Path, experiment: Experiment) -> None:
     with open_run(tmp_path, experiment) as first:
         first.finish("partial")
