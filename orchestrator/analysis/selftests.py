@@ -193,7 +193,10 @@ def notes(rows: Sequence[SelftestRow], arms: Sequence[str]) -> tuple[str, ...]:
         if arm == arms[0]:
             continue
         different = [row for row in ours if row.finding not in ("same", "flaky")]
-        lines += [_difference(row, _base_row(rows, arms[0], row.test)) for row in different]
+        lines += [_difference(row, _base_row(rows, arms[0], row.test)) for row in different if row.finding != "not run"]
+        if absent := [row for row in different if row.finding == "not run"]:
+            why = f" ({absent[0].reason})" if absent[0].reason else ""
+            lines.append(f"{arm}: not run{why}: {', '.join(row.test for row in absent)}")
         if not different:
             lines.append(f"{arm}: no test differs from {arms[0]}")
     base = [row for row in rows if row.arm == arms[0]]

@@ -97,6 +97,7 @@ def test_tests_that_the_kernel_did_not_live_to_see_are_not_run(tmp_path: Path) -
     assert [(row.shown, row.finding) for row in found.rows if row.arm == "v1"] == [
         ("lost", "regression"), ("not run", "not run"),
     ]  # fmt: skip
+    assert "v1: not run (the boot ended before it): x86_64/state_test" in found.notes
 
 
 def test_few_cpus_and_broken_programs_are_named(tmp_path: Path) -> None:
