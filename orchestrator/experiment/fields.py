@@ -71,4 +71,8 @@ def _values(annotation: Any) -> str:
 
 
 def _word(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_word(item) for item in value) or "[]"
+    if isinstance(value, Selftest):
+        return value.label
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else "none" if value is None else str(value)
