@@ -90,9 +90,9 @@ static void sweep(struct check *check, const struct stale_case *this, const stru
 
 static bool applies(const struct stale_case *this, const struct stale_op *op)
 {
-	if (this->second)
+	if (this->second || this->straddle)
 		return op->shares_lock;
-	return !(op->no_short && this->is_short && !this->straddle);
+	return !(op->no_short && this->is_short);
 }
 
 static void run_op(struct check *check, const struct stale_op *op)

@@ -52,7 +52,7 @@ struct stale_case {
 struct stale_op {
 	const char *name;
 	uint16_t op;			/* STALE_OP_* */
-	bool shares_lock;		/* a second invalidation can run beside it: it holds the mmap lock for reading */
+	bool shares_lock;		/* it clears the tables with the mmap lock held for reading: others go on beside it */
 	bool no_short;			/* of a short call, the invalidation is too small a part to be hit */
 	uint32_t swept_percent;		/* of the call: range_end lies in that part, or just behind it */
 };

@@ -211,6 +211,9 @@ def _stale(document: Document, parts: Parts) -> None:
         return
     if parts.target.kind == "local" and len(parts.stale.tdp) > 1:
         document.problem(("stale", "tdp"), "one kind of paging with kind: local", Shown("both"))
+    for index, op in enumerate(parts.stale.ops):
+        if not parts.stale.rounds_of(op):
+            document.problem(("stale", "ops", index), f"a case that {op} applies to", Shown("none among stale.cases"))
     # The range, a second one of the same size, and 2 MiB of page-table page around each.
     need = 2 * parts.stale.range_kib / 1024 + 8 + KERNEL_MIB
     if parts.target.kind == "qemu" and need > parts.target.mem_mib:
