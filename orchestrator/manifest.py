@@ -76,9 +76,9 @@ class Manifest:
     tool_version: str
     tool_commit: str
     qemu_version: str
-    guests_id: str
     host: Host
     fingerprint: str
+    guests_id: str = ""
 
     def of_run(self, run: str) -> Manifest:
         """The same with the name of the run's folder, which is chosen when it is created."""
