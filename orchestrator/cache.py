@@ -46,7 +46,7 @@ def lock(path: Path, *, wait_s: float, say: Callable[[str], None]) -> Iterator[i
     try:
         _take(descriptor, path, wait_s, say)
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()} {_own_command()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{os.getpid()} {proc.own_command()[:500]}\n".encode(), 0)
         yield descriptor
     finally:
         # No explicit LOCK_UN: it would take the lock away from children that still hold the description.
@@ -111,8 +111,3 @@ def _holder(descriptor: int) -> str:
     if Path("/proc", pid).exists():
         return f"process {pid} ({command})"
     return f"a process that {pid} ({command}; killed) had started"
-
-
-def _own_command() -> str:
-    words = Path("/proc/self/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-    return proc.quote([word for word in words if word])[:500]

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from orchestrator import __version__, proc
 from orchestrator.errors import CommandError, UserError
 from orchestrator.experiment import Experiment
+from orchestrator.experiment.values import GIT_RANGE_PREFIX
 from orchestrator.results import Provenance
 
 QEMU = "qemu-system-x86_64"
@@ -165,8 +166,8 @@ def provenance(manifest: Manifest) -> Provenance:
 
 def file_id(path: Path) -> FileId:
     """Identity of a file, of a folder by all regular files in it, of a ``git:REPOSITORY#A..B`` by its commits."""
-    if str(path).startswith("git:"):
-        repository, _, span = str(path).removeprefix("git:").partition("#")
+    if str(path).startswith(GIT_RANGE_PREFIX):
+        repository, _, span = str(path).removeprefix(GIT_RANGE_PREFIX).partition("#")
         argv = ["git", "-C", repository, "rev-list", "--end-of-options", span]
         return FileId(str(path), hashlib.sha256(proc.run(argv, deadline_s=60).stdout.encode()).hexdigest())
     try:

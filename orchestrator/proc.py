@@ -40,6 +40,12 @@ def quote(argv: Sequence[str | Path]) -> str:
     return shlex.join(str(word) for word in argv)
 
 
+def own_command() -> str:
+    """This process's command line, as the kernel has it: for locks, which name their holder."""
+    words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
+    return quote([word.decode("utf-8", "replace") for word in words])
+
+
 def require(program: str, package: str) -> str:
     """Absolute path of ``program``; :class:`UserError` that names the Debian ``package`` when it is missing."""
     found = shutil.which(program)

@@ -317,12 +317,6 @@ def _take(path: Path, *, blocking: bool = False) -> IO[str]:
             f"{path.parent} is in use by {holder}", hint="wait for it, or stop it and run again"
         ) from error
     stream.truncate(0)
-    stream.write(f"pid {os.getpid()}: {_own_command()}\n")
+    stream.write(f"pid {os.getpid()}: {proc.own_command()}\n")
     stream.flush()
     return stream
-
-
-def _own_command() -> str:
-    """This process's command line, as the kernel has it."""
-    words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
-    return proc.quote([word.decode("utf-8", "replace") for word in words])

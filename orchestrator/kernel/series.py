@@ -11,12 +11,12 @@ from pathlib import Path
 
 from orchestrator import proc
 from orchestrator.errors import MailError, PatchError, QuotedMailError, printable
+from orchestrator.experiment.values import GIT_RANGE_PREFIX
 from orchestrator.kernel.diff import FileDiff, find_diff, parse_diff
 from orchestrator.kernel.mailtext import Message, encode, read_file, read_messages
 from orchestrator.kernel.paths import inside
 from orchestrator.kernel.quoted import level
 
-GIT_PREFIX = "git:"
 GIT_RANGE = re.compile(r"[\w./~^@{}+-]*\.\.[\w./~^@{}+-]*")
 PART = re.compile(r"\[[^]]*?\b(\d{1,4})/(\d{1,4})\b[^]]*\]")
 PATCH_SUFFIXES = {".patch", ".diff", ".mbox", ".eml"}
@@ -47,7 +47,7 @@ def read_series(paths: Iterable[Path | str]) -> tuple[Patch, ...]:
     """
     patches: list[Patch] = []
     for path in paths:
-        if str(path).startswith(GIT_PREFIX):
+        if str(path).startswith(GIT_RANGE_PREFIX):
             patches.extend(_from_git(str(path)))
         else:
             patches.extend(_from_path(Path(path)))
@@ -92,7 +92,7 @@ def _from_quilt(series: Path) -> tuple[Patch, ...]:
 
 def _from_git(text: str) -> tuple[Patch, ...]:
     """``git:REPOSITORY#BASE..TIP`` through ``git format-patch``; the files go to a private folder, never a shell."""
-    repository, _, span = text.removeprefix(GIT_PREFIX).partition("#")
+    repository, _, span = text.removeprefix(GIT_RANGE_PREFIX).partition("#")
     if (
         not repository
         or repository.startswith("-")
