@@ -15,10 +15,12 @@ from typing import get_args
 import click
 
 from orchestrator import __version__, cache, doctor, experiment, image, plan, proc, run
+from orchestrator.analysis.model import COMPARISON_FILE, Comparison, from_json
 from orchestrator.errors import OrchError, UserError, printable
 from orchestrator.experiment import STALE_CASES, Cell, SelftestCell, StaleCase, StaleCell, StaleOp, fields
 from orchestrator.kernel import mail, patch
 from orchestrator.progress import Reporter
+from orchestrator.report.table import write_table
 from orchestrator.results import Outcome
 from orchestrator.store import write_atomic
 from orchestrator.target import qemu
@@ -192,6 +194,20 @@ def report_command(run_folder: Path) -> int:
     """Make RUN's report again from its recordings (also of a run that has not finished)."""
     finished = run.redraw(run_folder.absolute())
     for path in finished.written:
+        click.echo(str(path))
+    return EXIT_OK
+
+
+@cli.command("table")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="Markdown file; the picture goes beside it, as .svg. In a file that exists, only the part between the marks"
+    " that this command writes is replaced.",
+)  # fmt: skip
+def table_command(run_folder: Path, output: Path) -> int:
+    """Write RUN's arms by cells, and which check fails which arm, as Markdown tables and one picture."""
+    for path in write_table(from_json(Comparison, run_folder / COMPARISON_FILE), output):
         click.echo(str(path))
     return EXIT_OK
 

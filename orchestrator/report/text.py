@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 
+from orchestrator.analysis.findings import arm_lines
 from orchestrator.analysis.model import CellInfo, Comparison, FailedTrial, StaleCount
 from orchestrator.report.style import clean, microseconds, per_fault
 from orchestrator.results import Provenance
@@ -24,6 +25,7 @@ def render(comparison: Comparison, provenance: Provenance) -> str:
         _table(comparison),
         _section("Why", comparison.why),
         _stale(comparison),
+        _section("Which check fails which arm", arm_lines(comparison) if comparison.stale else ()),
         _section("The kernel's own KVM selftests", comparison.selftest_notes),
         _checks(comparison),
         _failures(comparison.failures),
