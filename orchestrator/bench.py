@@ -18,7 +18,7 @@ from orchestrator.target.target import Target
 
 @dataclass(frozen=True)
 class RunningKernel:
-    """The kernel of ``target: local``, in the form of :class:`orchestrator.analysis.model.Kernel`."""
+    """The kernel of ``target: local``, in the form of :class:`orchestrator.analysis.built.Kernel`."""
 
     arm: str
     release: str

@@ -15,7 +15,8 @@ from typing import Literal
 
 from orchestrator import cache, doctor, engine, experiment, image, plan, proc, selftests, stale
 from orchestrator.analysis import analyse, samples
-from orchestrator.analysis.model import Comparison, Kernel
+from orchestrator.analysis.built import Kernel
+from orchestrator.analysis.model import Comparison
 from orchestrator.bench import Bench, RunningKernel
 from orchestrator.doctor import Accel
 from orchestrator.errors import StoreError, UserError

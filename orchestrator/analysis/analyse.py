@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from orchestrator import recording
 from orchestrator.analysis import attribution, compare, curves, latency, selftests, stale, wording
+from orchestrator.analysis.built import Kernel, TestPrograms
 from orchestrator.analysis.checks import run_checks
 from orchestrator.analysis.model import (
     LATENCY_METRICS,
@@ -26,11 +27,9 @@ from orchestrator.analysis.model import (
     Comparison,
     Curves,
     FailedTrial,
-    Kernel,
     Latency,
     MetricComparison,
     Status,
-    TestPrograms,
     Timeline,
 )
 from orchestrator.errors import RecordingError, tail

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,44 +20,13 @@ Verdict = Literal["improved", "regressed", "equivalent", "inconclusive"]
 CellVerdict = Literal["improved", "regressed", "mixed", "equivalent", "inconclusive"]
 Status = Literal["complete", "partial", "failed"]
 CheckStatus = Literal["held", "failed", "not covered"]
+StopReason = Literal["decided", "hopeless", "at most", "not reached"]
 SelftestState = Literal["pass", "fail", "skip", "timeout", "lost", "not built", "not run"]
 SelftestFinding = Literal["same", "regression", "warning", "flaky", "better", "changed", "not run"]
 
 LATENCY_METRICS: Final[tuple[Metric, ...]] = ("mean", "p50", "p90", "p99", "p99_9", "max")
 METRICS: Final[tuple[Metric, ...]] = (*LATENCY_METRICS, "retries_per_fault")
 COMPARISON_FILE, CURVES_FILE = "comparison.json", "curves.json"
-
-
-class Kernel(Protocol):
-    """What the analysis asks of a built (or not built) kernel; ``kernel.build.BuiltKernel`` is one."""
-
-    @property
-    def arm(self) -> str: ...
-    @property
-    def build(self) -> Literal["ok", "failed"]: ...
-    @property
-    def release(self) -> str: ...
-    @property
-    def vmlinux_sha256(self) -> str: ...
-    @property
-    def build_seconds(self) -> float: ...
-    @property
-    def cached(self) -> bool: ...
-    @property
-    def error(self) -> str: ...
-
-
-class TestPrograms(Protocol):
-    """What the analysis asks of an arm's selftests; ``kernel.selftests.BuiltSelftests`` is one."""
-
-    @property
-    def arm(self) -> str: ...
-    @property
-    def build(self) -> Literal["ok", "failed"]: ...
-    @property
-    def error(self) -> str: ...
-    def program(self, name: str) -> Path | None: ...
-    def error_of(self, name: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -179,8 +148,13 @@ class MetricComparison:
     ``ratio`` is value / base_value (None where the base is 0 and the value is not). ``ci`` is the 95 % interval of
     the ratio; under one icount seed both ends are the ratio. ``p_value`` is the paired permutation test's,
     ``p_adjusted`` after Holm's correction over the whole run. ``smallest_effect`` is the smallest change that this
-    run could have called, as a fraction of the base (absolute per fault for retries over a base of 0).
-    ``decides`` is False for a metric that is shown but does not count towards the cell's verdict.
+    run could have called, as a fraction of the base (absolute per fault for retries over a base of 0); None where no
+    change, however large, could have been called. ``decides`` is False for a metric that is shown but does not count
+    towards the cell's verdict.
+
+    ``boots_needed``, of an ``inconclusive`` one: about how many boots of each arm would decide it, noise and change as
+    they are (None: not known, or more than anybody would run). ``noise`` is the 95 % interval of the ratio that the
+    base showed against itself in this cell, (None, None) without A/A boots.
     """
 
     cell: str
@@ -198,6 +172,44 @@ class MetricComparison:
     verdict: Verdict
     reason: str
     decides: bool
+    boots_needed: int | None = None
+    noise: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class BootGroup:
+    """Boots whose values of one metric lie together: their geometric mean (of retries: arithmetic), their trials."""
+
+    value: float
+    trials: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bimodal:
+    """A metric whose boots fall in two groups, by the dip test (``p_adjusted`` over all that were looked at)."""
+
+    cell: str
+    arm: str
+    metric: Metric
+    low: BootGroup
+    high: BootGroup
+    p_adjusted: float
+
+
+@dataclass(frozen=True)
+class CellStop:
+    """Where a cell of a run ``until: decided`` ended.
+
+    ``boots`` of each arm are used, up to look number ``look`` (from 1; 0: none was reached). ``decided``: every metric
+    had a verdict. ``hopeless``: the others, ``undecided`` as "ARM METRIC", would not get one within ``at_most`` boots.
+    ``at most``: no boots were left. ``not reached``: the run ended before a look that it still needed.
+    """
+
+    cell: str
+    boots: int
+    look: int
+    why: StopReason
+    undecided: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -286,7 +298,12 @@ class PlotTitles:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that a report says, finished; ``cells`` and ``arms`` in the experiment's order, base first."""
+    """Everything that a report says, finished; ``cells`` and ``arms`` in the experiment's order, base first.
+
+    ``aa`` compares the base with itself (``arm`` is the base), with one entry for each cell and metric, if the schedule
+    asked for it. ``looks`` are the boots of each arm at which a run ``until: decided`` may stop, ``stops`` where each
+    cell did; both are empty for a run of fixed size. ``planned`` counts the trials that were needed.
+    """
 
     schema: int
     run: str
@@ -312,6 +329,10 @@ class Comparison:
     stale_notes: tuple[str, ...] = ()
     selftests: tuple[SelftestRow, ...] = ()
     selftest_notes: tuple[str, ...] = ()
+    aa: tuple[MetricComparison, ...] = ()
+    bimodal: tuple[Bimodal, ...] = ()
+    looks: tuple[int, ...] = ()
+    stops: tuple[CellStop, ...] = ()
 
     @property
     def base(self) -> str:
