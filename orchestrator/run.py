@@ -20,7 +20,7 @@ from orchestrator.analysis.model import Comparison
 from orchestrator.bench import Bench, RunningKernel
 from orchestrator.doctor import Accel
 from orchestrator.errors import StoreError, UserError
-from orchestrator.experiment import Experiment, SelftestCell, SelftestSpec, StaleCase, StaleOp
+from orchestrator.experiment import Experiment, SelftestCell, StaleCase, StaleOp
 from orchestrator.image import Guests
 from orchestrator.kernel import arms, build, source
 from orchestrator.kernel.build import BuiltKernel
@@ -41,12 +41,16 @@ TRIALS = "trials"
 
 @dataclass(frozen=True)
 class Setting:
-    """An experiment with everything about this machine decided: nothing of it changes any more."""
+    """An experiment with everything about this machine decided: nothing of it changes any more.
+
+    ``test_accel`` is that of the selftests' machine, None without selftests.
+    """
 
     experiment: Experiment
     plan: Plan
-    accel: str
+    accel: Accel | Literal["local"]
     accel_why: str
+    test_accel: Accel | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ def time_split(total: float, kernels: Sequence[BuiltKernel], trials: float) -> s
 
 def settle(chosen: Experiment, reporter: Reporter) -> Setting:
     """Decide the accelerator by asking this machine, and lay out the trials."""
+    accel: Accel | Literal["local"]
     if chosen.target.kind == "local":
         local.check_local()
         accel, why = "local", "the kernel that is running, through its own /dev/kvm"
@@ -140,9 +145,9 @@ def settle(chosen: Experiment, reporter: Reporter) -> Setting:
         choice = doctor.pick_accel(chosen.target.accel, chosen.target.cpus)
         accel, why = choice.accel, choice.why
     reporter.say(f"target: {chosen.target.kind}, {why}")
-    if chosen.selftests is not None:
-        doctor.pick_accel(chosen.selftests.accel, chosen.selftests.cpus)
-    return Setting(chosen, plan.make_plan(chosen), accel, why)
+    spec = chosen.selftests
+    test_accel = None if spec is None else doctor.pick_accel(spec.accel, spec.cpus).accel
+    return Setting(chosen, plan.make_plan(chosen), accel, why, test_accel)
 
 
 def build_kernels(chosen: Experiment, patches: Path, reporter: Reporter) -> tuple[BuiltKernel, ...]:
@@ -196,12 +201,13 @@ def make_target(setting: Setting, guests: Guests) -> Target:
 
 
 def make_qemu(setting: Setting, guests: Guests) -> qemu.QemuTarget:
-    """QEMU with the accelerator that was chosen."""
-    return _qemu(setting, guests, setting.experiment.target.accel, setting.experiment.target.cpus)
+    """QEMU with the accelerator that was chosen. Raises :class:`UserError` for ``target: local``, which has none."""
+    if setting.accel == "local":
+        raise UserError("target: local boots nothing", hint="use a config with target.kind: qemu")
+    return _qemu(setting, guests, setting.accel)
 
 
-def _qemu(setting: Setting, guests: Guests, wanted: Accel | Literal["auto"], cpus: int) -> qemu.QemuTarget:
-    accel = doctor.pick_accel(wanted, cpus).accel
+def _qemu(setting: Setting, guests: Guests, accel: Accel) -> qemu.QemuTarget:
     tsc_khz = qemu.measure_tsc_khz(guests) if accel == "tcg" else 0
     return qemu.QemuTarget(accel, setting.experiment.target.machine, guests, tsc_khz)
 
@@ -210,14 +216,8 @@ def make_bench(
     setting: Setting, guests: Guests, kernels: Sequence[BuiltKernel], tests: Sequence[BuiltSelftests]
 ) -> Bench:
     """What trials need, with the targets on this machine."""
-    spec = setting.experiment.selftests
-    test_target = None if spec is None else make_test_target(setting, guests, spec)
+    test_target = _qemu(setting, guests, setting.test_accel) if setting.test_accel else None
     return Bench(setting.experiment.target, kernels, tests, make_target(setting, guests), test_target)
-
-
-def make_test_target(setting: Setting, guests: Guests, spec: SelftestSpec) -> Target:
-    """The machine of the selftests."""
-    return _qemu(setting, guests, spec.accel, spec.cpus)
 
 
 def run_trials(

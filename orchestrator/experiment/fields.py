@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
@@ -65,9 +67,22 @@ def _of(prefix: str, cls: Any) -> Iterator[FieldDoc]:
 
 
 def _values(annotation: Any) -> str:
+    annotation = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if get_origin(annotation) is Literal:
         return ", ".join(get_args(annotation))
-    return {bool: "true, false", int: "a whole number", float: "a number"}.get(annotation, "")
+    if get_origin(annotation) is tuple:
+        inner = _values(get_args(annotation)[0])
+        return f"a list of: {inner}" if inner else "a list"
+    if get_origin(annotation) is UnionType:
+        return _values(next(kind for kind in get_args(annotation) if kind is not type(None)))
+    words: dict[object, str] = {
+        bool: "true, false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        Path: "a path",
+    }
+    return words.get(annotation, "")
 
 
 def _word(value: object) -> str:
