@@ -6,9 +6,16 @@ every constant, offset and size here against it.
 
 from __future__ import annotations
 
+import io
 import zlib
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +29,8 @@ HEADER_BYTES = 256
 LATENCY_BITS = 40
 FLAG_TDP, FLAG_WRITE, FLAG_RANDOM, FLAG_COUNTERS = 1, 2, 4, 8
 ARCHES = {62: "x86_64"}
+# 8 MiB of file: long enough that numpy's and zlib's loops outweigh what Python does around them.
+CHUNK_FAULTS = 1 << 19
 OPS = {1: "madv_dontneed", 2: "madv_free", 3: "madv_pageout", 4: "munmap", 5: "mprotect", 6: "mremap"}
 
 HEADER = np.dtype(
@@ -82,25 +91,78 @@ class Counter:
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A complete, checked recording.
+class Faults:
+    """Faults of one vCPU that follow one another, in the order in which they happened.
 
-    Arrays over faults have one entry a fault, vCPU by vCPU, in the order in which they happened:
-    ``start_tsc`` (u64, *host* clock: the vCPU's TSC offset is taken off), ``latency_cycles`` (u64), ``page`` (u32,
-    index in units of ``page_bytes``), ``vcpu`` (u32). ``windows`` is a structured array of dtype :data:`WINDOW`.
+    ``first`` is the index of the first of them among all of that vCPU's. Arrays have shape (len(self),) and are made
+    when they are asked for, so that a pass over latencies alone does not pay for the rest.
     """
 
+    vcpu: int
+    first: int
+    tsc_offset: int
+    raw: NDArray[np.void]
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @cached_property
+    def start_tsc(self) -> NDArray[np.uint64]:
+        """When each access began, on the *host's* clock: the vCPU's TSC offset is taken off, modulo 2^64."""
+        start: NDArray[np.uint64] = self.raw["start_tsc"] - np.uint64(self.tsc_offset % (1 << 64))
+        return start
+
+    @cached_property
+    def latency_cycles(self) -> NDArray[np.uint64]:
+        """Below 2^40."""
+        cycles: NDArray[np.uint64] = self.raw["latency_page"] & np.uint64((1 << LATENCY_BITS) - 1)
+        return cycles
+
+    @cached_property
+    def page(self) -> NDArray[np.uint32]:
+        """Which page, in units of ``page_bytes``."""
+        return (self.raw["latency_page"] >> np.uint64(LATENCY_BITS)).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A complete recording: all of it but the faults, which each :meth:`chunks` reads from the file again.
+
+    ``windows`` is a structured array of dtype :data:`WINDOW`.
+    """
+
+    name: str
     header: Header
-    start_tsc: NDArray[np.uint64]
-    latency_cycles: NDArray[np.uint64]
-    page: NDArray[np.uint32]
-    vcpu: NDArray[np.uint32]
+    nr_faults: int
     windows: NDArray[np.void]
     counters: tuple[Counter, ...]
+    _layout: _Layout = field(repr=False)
 
-    def latency_ns(self) -> NDArray[np.float64]:
-        """Latency of every fault in nanoseconds."""
-        return self.latency_cycles.astype(np.float64) * (1e9 / self.header.tsc_hz)
+    def chunks(self, faults: int = CHUNK_FAULTS) -> Iterator[Faults]:
+        """Every fault, vCPU by vCPU, at most ``faults`` at a time. Four such pieces are in memory at once, 16 bytes a
+        fault each, besides the arrays that the caller makes of them.
+
+        Reading and the CRC run ahead in a thread of their own. Raises :class:`RecordingError` *at the end* if the
+        file's CRC is not the trailer's: only then may be used what was computed from the pieces.
+        """
+        with self._layout.open() as file:
+            reader = _Reader(file, self.name)
+            for span, raw in _ahead(reader.load, self._layout.spans(faults)):
+                if span.section is not None:
+                    yield Faults(span.section.vcpu, span.first, span.section.tsc_offset, raw.view(FAULT))
+        said = self._layout.crc32
+        if reader.crc != said:
+            raise RecordingError(f"{self.name} is damaged: CRC-32 {reader.crc:#010x}, the trailer says {said:#010x}")
+
+    def check(self) -> Recording:
+        """This recording itself, its CRC found right; else :class:`RecordingError`."""
+        for _ in self.chunks():
+            pass
+        return self
+
+    def ns(self, cycles: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """Cycles as nanoseconds."""
+        return cycles.astype(np.float64) * (1e9 / self.header.tsc_hz)
 
     def since_start_ns(self, tsc: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Host TSC values as nanoseconds since the measured rounds began (negative before)."""
@@ -112,69 +174,167 @@ class Recording:
 
 
 def read(path: Path) -> Recording:
-    """Read and check one recording.
+    """Read and check one recording; its faults are looked at for their CRC and not kept.
 
     Raises :class:`RecordingError` for a file that is truncated, damaged (CRC), of an unknown version, or not a
     recording at all.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RecordingError(f"cannot read the recording {path}: {error.strerror}") from error
-    return parse(data, str(path))
+    return skim(path).check()
+
+
+def skim(path: Path) -> Recording:
+    """:func:`read` without the CRC, which then is found right or wrong by the first :meth:`Recording.chunks`."""
+    return _structure(lambda: _open(path), str(path))
 
 
 def parse(data: bytes, name: str) -> Recording:
     """:func:`read` on bytes; ``name`` stands for the file in messages."""
-    header, raw = _header(data, name)
-    cursor = _Cursor(data, HEADER_BYTES, name)
-    tscs, latencies, pages, vcpus = [], [], [], []
-    for _ in range(header.nr_vcpus):
-        section = cursor.take(VCPU, 1, "a vCPU's section")[0]
-        faults = cursor.take(FAULT, int(section["nr_faults"]), "faults")
-        host_tsc = faults["start_tsc"].astype(np.int64) - np.int64(section["tsc_offset"])
-        tscs.append(host_tsc.astype(np.uint64))
-        latencies.append(faults["latency_page"] & np.uint64((1 << LATENCY_BITS) - 1))
-        pages.append((faults["latency_page"] >> np.uint64(LATENCY_BITS)).astype(np.uint32))
-        vcpus.append(np.full(len(faults), section["vcpu"], np.uint32))
-    windows = cursor.take(WINDOW, int(raw["nr_windows"]), "storm windows")
-    counters = cursor.take(COUNTER, int(raw["nr_counters"]), "counters")
-    _trailer(cursor, sum(map(len, tscs)), len(windows), len(counters))
+    return _structure(lambda: io.BytesIO(data), name).check()
+
+
+_File = io.FileIO | io.BytesIO
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Where one vCPU's faults are in the file."""
+
+    vcpu: int
+    tsc_offset: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Bytes that are read together: some of a vCPU's faults from its ``first`` on, or what is between them (None)."""
+
+    offset: int
+    size: int
+    section: _Section | None = None
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """``end`` is where the CRC is, which covers all bytes before it."""
+
+    open: Callable[[], _File]
+    sections: tuple[_Section, ...]
+    end: int
+    crc32: int
+
+    def spans(self, faults: int) -> Iterator[_Span]:
+        """All bytes up to the CRC, in order and without a gap."""
+        step, place = faults * FAULT.itemsize, 0
+        for section in self.sections:
+            yield _Span(place, section.offset - place)
+            place = section.offset + section.size
+            for offset in range(section.offset, place, step):
+                first = (offset - section.offset) // FAULT.itemsize
+                yield _Span(offset, min(step, place - offset), section, first)
+        for offset in range(place, self.end, step):
+            yield _Span(offset, min(step, self.end - offset))
+
+
+@dataclass
+class _Reader:
+    """Reads spans one after another and keeps the CRC of all so far."""
+
+    file: _File
+    name: str
+    crc: int = 0
+
+    def load(self, span: _Span) -> NDArray[np.uint8]:
+        raw = np.empty(span.size, np.uint8)
+        try:
+            got = self.file.readinto(raw.data)
+        except OSError as error:
+            raise RecordingError(f"cannot read the recording {self.name}: {error.strerror}") from error
+        if got != span.size:
+            raise RecordingError(f"{self.name} was truncated while it was read, at offset {span.offset + (got or 0)}")
+        self.crc = zlib.crc32(raw.data, self.crc)
+        return raw
+
+
+def _ahead(work: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Made]]:
+    """Each item with what ``work`` makes of it, in order, worked on in one thread up to two items ahead.
+
+    Reading and zlib's CRC leave Python's lock to the caller meanwhile.
+    """
+    left = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque((item, pool.submit(work, item)) for item in islice(left, 2))
+        while waiting:
+            item, made = waiting.popleft()
+            result = made.result()
+            waiting.extend((following, pool.submit(work, following)) for following in islice(left, 1))
+            yield item, result
+
+
+def _open(path: Path) -> io.FileIO:
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise RecordingError(f"cannot read the recording {path}: {error.strerror}") from error
+
+
+def _structure(opened: Callable[[], _File], name: str) -> Recording:
+    with opened() as file:
+        cursor = _Cursor(file, file.seek(0, io.SEEK_END), name)
+        header, raw = _header(cursor)
+        sections = []
+        for _ in range(header.nr_vcpus):
+            row = cursor.take(VCPU, 1, "a vCPU's section")[0]
+            offset, count = cursor.offset, int(row["nr_faults"])
+            cursor.skip(FAULT, count, "faults")
+            sections.append(_Section(int(row["vcpu"]), int(row["tsc_offset"]), offset, count * FAULT.itemsize))
+        windows = cursor.take(WINDOW, int(raw["nr_windows"]), "storm windows")
+        counters = cursor.take(COUNTER, int(raw["nr_counters"]), "counters")
+        nr_faults = sum(section.size for section in sections) // FAULT.itemsize
+        crc32 = _trailer(cursor, nr_faults, len(windows), len(counters))
     return Recording(
+        name,
         header,
-        np.concatenate([*tscs, np.empty(0, np.uint64)]),
-        np.concatenate([*latencies, np.empty(0, np.uint64)]),
-        np.concatenate([*pages, np.empty(0, np.uint32)]),
-        np.concatenate([*vcpus, np.empty(0, np.uint32)]),
+        nr_faults,
         windows,
         tuple(Counter(_text(row["name"]), int(row["before"]), int(row["after"])) for row in counters),
+        _Layout(opened, tuple(sections), cursor.size - 4, crc32),
     )
 
 
 @dataclass
 class _Cursor:
-    """A place in the bytes that refuses to read past their end."""
+    """A place in the file that refuses to go past its end."""
 
-    data: bytes
-    offset: int
+    file: _File
+    size: int
     name: str
+    offset: int = 0
 
     def take(self, dtype: np.dtype[np.void], count: int, what: str) -> NDArray[np.void]:
-        need = dtype.itemsize * count
-        left = len(self.data) - self.offset
+        start = self.offset
+        self.skip(dtype, count, what)
+        self.file.seek(start)
+        data = self.file.read(self.offset - start)
+        if len(data) != self.offset - start:
+            raise RecordingError(f"{self.name} was truncated while it was read, at offset {start + len(data)}")
+        return np.frombuffer(data, dtype, count)
+
+    def skip(self, dtype: np.dtype[np.void], count: int, what: str) -> None:
+        need, left = dtype.itemsize * count, self.size - self.offset
         if need > left:
             raise RecordingError(
                 f"{self.name} is truncated: {count} {what} need {need} bytes at offset {self.offset}, {left} are left"
             )
-        array = np.frombuffer(self.data, dtype, count, self.offset)
         self.offset += need
-        return array
 
 
-def _header(data: bytes, name: str) -> tuple[Header, np.void]:
-    if len(data) < HEADER_BYTES:
-        raise RecordingError(f"{name} is truncated: {len(data)} bytes, the header alone has {HEADER_BYTES}")
-    raw = np.frombuffer(data, HEADER, 1)[0]
+def _header(cursor: _Cursor) -> tuple[Header, np.void]:
+    name = cursor.name
+    raw = cursor.take(HEADER, 1, "header")[0]
     if raw["magic"] != MAGIC:
         raise RecordingError(f"{name} is not a recording: magic {int(raw['magic']):#018x}")
     if raw["version"] != VERSION or raw["header_bytes"] != HEADER_BYTES:
@@ -205,23 +365,20 @@ def _header(data: bytes, name: str) -> tuple[Header, np.void]:
     return header, raw
 
 
-def _trailer(cursor: _Cursor, nr_faults: int, nr_windows: int, nr_counters: int) -> None:
+def _trailer(cursor: _Cursor, nr_faults: int, nr_windows: int, nr_counters: int) -> int:
+    """The CRC that the trailer gives, its counts compared with what was found."""
     start = cursor.offset
     trailer = cursor.take(TRAILER, 1, "trailer")[0]
-    if cursor.offset != len(cursor.data):
-        raise RecordingError(f"{cursor.name}: {len(cursor.data) - cursor.offset} bytes after the trailer")
+    if cursor.offset != cursor.size:
+        raise RecordingError(f"{cursor.name}: {cursor.size - cursor.offset} bytes after the trailer")
     if trailer["magic"] != TRAILER_MAGIC:
         raise RecordingError(f"{cursor.name} is damaged: no trailer at offset {start}")
-    crc = zlib.crc32(cursor.data[:-4])
-    if int(trailer["crc32"]) != crc:
-        raise RecordingError(
-            f"{cursor.name} is damaged: CRC-32 {crc:#010x}, the trailer says {int(trailer['crc32']):#010x}"
-        )
     counts = (int(trailer["nr_faults"]), int(trailer["nr_windows"]), int(trailer["nr_counters"]))
     if counts != (nr_faults, nr_windows, nr_counters):
         raise RecordingError(
             f"{cursor.name} is damaged: the trailer counts {counts}, found {(nr_faults, nr_windows, nr_counters)}"
         )
+    return int(trailer["crc32"])
 
 
 def _text(raw: bytes) -> str:

@@ -130,25 +130,34 @@ def cell_info(cell: Cell) -> CellInfo:
     )
 
 
-def read_checked(result: TrialResult, trials: Path) -> recording.Recording:
-    """The recording of an ``ok`` trial; :class:`RecordingError` if it is not this arm's and cell's."""
+def skim_checked(result: TrialResult, trials: Path) -> recording.Recording:
+    """The recording of an ``ok`` trial, its CRC left to the first pass over its faults.
+
+    Raises :class:`RecordingError` if it is not this arm's and cell's, or holds no fault.
+    """
     path = trials / result.id / RECORDING_FILE
-    found = recording.read(path)
+    found = recording.skim(path)
     if (found.header.arm, found.header.cell) != (result.arm, result.cell):
         raise RecordingError(
             f"{path} is of arm {found.header.arm!r}, cell {found.header.cell!r}; the trial was of arm {result.arm!r},"
             f" cell {result.cell!r}",
             hint=result.rerun,
         )
-    if len(found.page) == 0:
+    if found.nr_faults == 0:
         raise RecordingError(f"{path} holds no fault at all", hint=result.rerun)
     return found
 
 
 def _boot(result: TrialResult, trials: Path, placement: str) -> _Boot:
-    found = read_checked(result, trials)
-    ordered = np.sort(found.latency_cycles)
-    attributed = attribution.attribute(found, placement)
+    found = skim_checked(result, trials)
+    attributor, timeline = attribution.Attributor(found, placement), curves.TimelineMaker(found)
+    pieces = []
+    for faults in found.chunks():
+        attributor.add(faults)
+        timeline.add(faults)
+        pieces.append(faults.latency_cycles)
+    ordered = np.sort(np.concatenate(pieces))
+    attributed = attributor.result()
     measured = latency.summarise(ordered, found.header.tsc_hz)
     summary = BootSummary(
         trial=result.id,
@@ -161,8 +170,7 @@ def _boot(result: TrialResult, trials: Path, placement: str) -> _Boot:
         retries=latency.retries(found),
         attribution=attributed.sums,
     )
-    ordered_ns = ordered.astype(np.float64) * (1e9 / found.header.tsc_hz)
-    return _Boot(summary, attributed, ordered_ns, curves.timeline(found, result.id))
+    return _Boot(summary, attributed, found.ns(ordered), timeline.result(result.id))
 
 
 def _summary(cell: str, arm: ArmSummary, results: Sequence[TrialResult], boots: Sequence[_Boot]) -> CellSummary:

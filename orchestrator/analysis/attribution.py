@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis.model import Attribution
-from orchestrator.recording import Recording
+from orchestrator.analysis.slowest import Slowest
+from orchestrator.recording import Faults, Recording
 
 SLOWEST = 100
 
@@ -26,80 +27,126 @@ KINDS = ("none", "unrelated", "needed")
 class Attributed:
     """One boot's sums, and its slowest faults for merging with those of other boots.
 
-    ``kind`` has shape (faults,), values :data:`NONE`, :data:`UNRELATED`, :data:`NEEDED`; ``slowest_ns`` and
-    ``slowest_kind`` have shape (min(100, faults),), slowest first.
+    ``slowest_ns`` and ``slowest_kind`` (values :data:`NONE`, :data:`UNRELATED`, :data:`NEEDED`) have shape
+    (min(100, faults),), slowest first.
     """
 
     sums: Attribution
-    kind: NDArray[np.uint8]
     slowest_ns: NDArray[np.float64]
     slowest_kind: NDArray[np.uint8]
 
 
-def overlapping(
-    start: NDArray[np.uint64], end: NDArray[np.uint64], window_start: NDArray[np.uint64], window_end: NDArray[np.uint64]
-) -> NDArray[np.int64]:
-    """How many windows overlap each interval [start, end], shape (faults,).
+@dataclass(frozen=True)
+class Windows:
+    """When windows began and when they ended, each sorted by itself: all that counting overlaps takes."""
 
-    Those that began before the interval's end, less those that were over by its start: exact for windows that
-    overlap one another as well (several threads), in O((faults + windows) log windows).
+    starts: NDArray[np.uint64]
+    ends: NDArray[np.uint64]
+
+    @staticmethod
+    def of(windows: NDArray[np.void]) -> Windows:
+        return Windows(np.sort(windows["start_tsc"]), np.sort(windows["end_tsc"]))
+
+    def overlapping(self, start: NDArray[np.uint64], end: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """How many windows overlap each interval [start, end], shape (faults,).
+
+        Those that began before the interval's end, less those that were over by its start: exact for windows that
+        overlap one another as well (several threads), in O(faults log windows).
+        """
+        begun = np.searchsorted(self.starts, end, side="left")
+        over = np.searchsorted(self.ends, start, side="right")
+        return (begun - over).astype(np.int64)
+
+
+class Sorter:
+    """Sorts the faults of one boot by kind, piece by piece. ``placement`` is the storm's.
+
+    One of ``other-process`` is never over a page: its addresses are of another mm, and after fork() they may well be
+    the same numbers.
     """
-    begun = np.searchsorted(np.sort(window_start), end, side="left")
-    over = np.searchsorted(np.sort(window_end), start, side="right")
-    return (begun - over).astype(np.int64)
 
+    def __init__(self, recording: Recording, placement: str) -> None:
+        header, windows = recording.header, recording.windows
+        self._header = header
+        self._all = Windows.of(windows)
+        touching = windows[
+            (windows["hva"] < header.mem_hva + header.mem_bytes) & (windows["hva"] + windows["bytes"] > header.mem_hva)
+        ]
+        if placement == "other-process":
+            touching = touching[:0]
+        self._ranges = [
+            (hva, hva + size, Windows.of(touching[(touching["hva"] == hva) & (touching["bytes"] == size)]))
+            for hva, size in np.unique(touching[["hva", "bytes"]])
+        ]
 
-def classify(recording: Recording, placement: str) -> NDArray[np.uint8]:
-    """Each fault's kind, shape (faults,): :data:`NONE`, :data:`UNRELATED` or :data:`NEEDED`.
+    def classify(self, faults: Faults) -> NDArray[np.uint8]:
+        """Each fault's kind, shape (faults,): :data:`NONE`, :data:`UNRELATED` or :data:`NEEDED`.
 
-    ``placement`` is the storm's. One of ``other-process`` is never over a page: its addresses are of another mm, and
-    after fork() they may well be the same numbers.
-
-    A window is over a fault's page if its range shares a byte with [page, page + page_bytes) in the VMM's address
-    space, which is how mmu_notifier_retry_hva() sees it. Ranges that do not touch guest memory are never looked at
-    page by page, so the loop below runs once for each distinct range of an overlap or adjacent storm.
-    """
-    header, windows = recording.header, recording.windows
-    start = recording.start_tsc
-    end = start + recording.latency_cycles
-    busy = overlapping(start, end, windows["start_tsc"], windows["end_tsc"]) > 0
-    kind = np.where(busy, UNRELATED, NONE).astype(np.uint8)
-    if placement == "other-process":
+        A window is over a fault's page if its range shares a byte with [page, page + page_bytes) in the VMM's address
+        space, which is how mmu_notifier_retry_hva() sees it. Ranges that do not touch guest memory are never looked
+        at page by page, so the loop below runs once for each distinct range of an overlap or adjacent storm.
+        """
+        start = faults.start_tsc
+        end = start + faults.latency_cycles
+        busy = self._all.overlapping(start, end) > 0
+        kind = np.where(busy, UNRELATED, NONE).astype(np.uint8)
+        if not self._ranges:
+            return kind
+        page_bytes = np.uint64(self._header.page_bytes)
+        page_hva = np.uint64(self._header.mem_hva) + faults.page.astype(np.uint64) * page_bytes
+        for hva, behind, windows in self._ranges:
+            inside = np.flatnonzero(busy & (page_hva < behind) & (page_hva + page_bytes > hva))
+            kind[inside[windows.overlapping(start[inside], end[inside]) > 0]] = NEEDED
         return kind
-    touching = windows[
-        (windows["hva"] < header.mem_hva + header.mem_bytes) & (windows["hva"] + windows["bytes"] > header.mem_hva)
-    ]
-    page_hva = np.uint64(header.mem_hva) + recording.page.astype(np.uint64) * np.uint64(header.page_bytes)
-    for hva, size in np.unique(touching[["hva", "bytes"]]):
-        same = touching[(touching["hva"] == hva) & (touching["bytes"] == size)]
-        inside = np.flatnonzero(busy & (page_hva < hva + size) & (page_hva + np.uint64(header.page_bytes) > hva))
-        hit = overlapping(start[inside], end[inside], same["start_tsc"], same["end_tsc"]) > 0
-        kind[inside[hit]] = NEEDED
-    return kind
+
+
+class Attributor:
+    """Adds up one boot's faults by kind, piece by piece. Sums are of whole cycles: pieces of any size give the same."""
+
+    def __init__(self, recording: Recording, placement: str) -> None:
+        self._recording = recording
+        self._sorter = Sorter(recording, placement)
+        self._slowest = Slowest(SLOWEST, np.uint8)
+        self._faults, self._cycles = {UNRELATED: 0, NEEDED: 0}, {UNRELATED: 0, NEEDED: 0}
+        self._all_faults = self._all_cycles = 0
+
+    def add(self, faults: Faults) -> None:
+        """The next piece of the recording's faults."""
+        kind, cycles = self._sorter.classify(faults), faults.latency_cycles
+        for value in (UNRELATED, NEEDED):
+            mine = cycles[kind == value]
+            self._faults[value] += len(mine)
+            self._cycles[value] += int(mine.sum())
+        self._all_faults += len(cycles)
+        self._all_cycles += int(cycles.sum())
+        self._slowest.add(cycles, kind)
+
+    def result(self) -> Attributed:
+        """The sums over all pieces so far."""
+        to_ns = 1e9 / self._recording.header.tsc_hz
+        kind = self._slowest.notes.astype(np.uint8)
+        sums = Attribution(
+            faults=self._all_faults,
+            unrelated=self._faults[UNRELATED],
+            needed=self._faults[NEEDED],
+            total_ns=self._all_cycles * to_ns,
+            unrelated_ns=self._cycles[UNRELATED] * to_ns,
+            needed_ns=self._cycles[NEEDED] * to_ns,
+            slowest=len(kind),
+            slowest_unrelated=int((kind == UNRELATED).sum()),
+            slowest_needed=int((kind == NEEDED).sum()),
+            windows=len(self._recording.windows),
+            window_share=_window_share(self._recording),
+        )
+        return Attributed(sums, self._recording.ns(self._slowest.cycles), kind)
 
 
 def attribute(recording: Recording, placement: str) -> Attributed:
-    """Sort one boot's faults by :func:`classify` and add up."""
-    kind = classify(recording, placement)
-    latency_ns = recording.latency_ns()
-    top = min(SLOWEST, len(latency_ns))
-    # argpartition, not a sort: 100 of 100 million.
-    slow = np.argpartition(latency_ns, len(latency_ns) - top)[len(latency_ns) - top :] if top else np.empty(0, np.intp)
-    slow = slow[np.lexsort((slow, -latency_ns[slow]))]
-    sums = Attribution(
-        faults=len(kind),
-        unrelated=int((kind == UNRELATED).sum()),
-        needed=int((kind == NEEDED).sum()),
-        total_ns=float(latency_ns.sum()),
-        unrelated_ns=float(latency_ns[kind == UNRELATED].sum()),
-        needed_ns=float(latency_ns[kind == NEEDED].sum()),
-        slowest=top,
-        slowest_unrelated=int((kind[slow] == UNRELATED).sum()),
-        slowest_needed=int((kind[slow] == NEEDED).sum()),
-        windows=len(recording.windows),
-        window_share=_window_share(recording),
-    )
-    return Attributed(sums, kind, latency_ns[slow], kind[slow])
+    """One boot's faults, sorted by kind and added up."""
+    sums = Attributor(recording, placement)
+    for faults in recording.chunks():
+        sums.add(faults)
+    return sums.result()
 
 
 def merge(boots: list[Attributed]) -> Attribution:

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.attribution import merged_windows
 from orchestrator.analysis.model import Line, Timeline
-from orchestrator.recording import Recording
+from orchestrator.analysis.slowest import Slowest
+from orchestrator.recording import Faults, Recording
 
 # Points kept one by one at the slow end of a curve, and points spread evenly (in log rank) over the rest: beyond
 # that a plot of a thousand pixels shows no difference.
@@ -33,25 +34,36 @@ def percentiles(ordered_ns: NDArray[np.float64]) -> Line:
     return _line(nines, ordered_ns[index])
 
 
-def timeline(recording: Recording, trial: str) -> Timeline:
-    """One boot over time, in :data:`BUCKETS` equal buckets and its :data:`SLOW_POINTS` slowest faults one by one."""
-    header = recording.header
-    length = max((header.end_tsc - header.start_tsc) / header.tsc_hz, 1e-9)
-    when = recording.since_start_ns(recording.start_tsc) * 1e-9
-    latency = recording.latency_ns()
-    bucket = np.clip((when / length * BUCKETS).astype(np.int64), 0, BUCKETS - 1)
-    maxima = np.full(BUCKETS, -1.0)
-    np.maximum.at(maxima, bucket, latency)
-    used = np.flatnonzero(maxima >= 0)
-    keep = min(SLOW_POINTS, len(latency))
-    slow = np.sort(np.argpartition(latency, len(latency) - keep)[len(latency) - keep :]) if keep else np.empty(0, int)
-    return Timeline(
-        trial=trial,
-        seconds=length,
-        maxima=_line((used + 0.5) * length / BUCKETS, maxima[used]),
-        slow=_line(when[slow], latency[slow]),
-        windows=_visible(merged_windows(recording) * 1e-9, length * VISIBLE_SHARE),
-    )
+class TimelineMaker:
+    """One boot over time, from its faults piece by piece: :data:`BUCKETS` equal buckets of the measured time with the
+    slowest fault of each, and the :data:`SLOW_POINTS` slowest faults one by one."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        header = recording.header
+        self._seconds = max((header.end_tsc - header.start_tsc) / header.tsc_hz, 1e-9)
+        self._maxima = np.full(BUCKETS, -1, np.int64)
+        self._slow = Slowest(SLOW_POINTS, np.uint64)
+
+    def add(self, faults: Faults) -> None:
+        """The next piece of the recording's faults."""
+        when = self._recording.since_start_ns(faults.start_tsc) * 1e-9
+        bucket = np.clip((when / self._seconds * BUCKETS).astype(np.int64), 0, BUCKETS - 1)
+        np.maximum.at(self._maxima, bucket, faults.latency_cycles.view(np.int64))
+        self._slow.add(faults.latency_cycles, faults.start_tsc)
+
+    def result(self, trial: str) -> Timeline:
+        """The timeline of all pieces so far."""
+        used = np.flatnonzero(self._maxima >= 0)
+        slow = np.argsort(self._slow.notes, kind="stable")
+        ns, when = self._recording.ns, self._recording.since_start_ns(self._slow.notes[slow].astype(np.uint64)) * 1e-9
+        return Timeline(
+            trial=trial,
+            seconds=self._seconds,
+            maxima=_line((used + 0.5) * self._seconds / BUCKETS, ns(self._maxima[used].astype(np.uint64))),
+            slow=_line(when, ns(self._slow.cycles[slow])),
+            windows=_visible(merged_windows(self._recording) * 1e-9, self._seconds * VISIBLE_SHARE),
+        )
 
 
 def _visible(windows: NDArray[np.float64], gap: float) -> tuple[tuple[float, float], ...]:

@@ -85,7 +85,7 @@ def retries(recording: Recording) -> int | None:
         others = sum(_moved(recording, name) for name in NOT_FAULTS)
         others += emulated if emulated is not None else _moved(recording, "mmio_exits")
         left = (every or 0) - fixed - others
-    if left < -max(SLACK_FAULTS, int(len(recording.page) * SLACK_SHARE)):
+    if left < -max(SLACK_FAULTS, int(recording.nr_faults * SLACK_SHARE)):
         return None
     return max(0, left)
 
@@ -97,7 +97,7 @@ def _sees_faults(recording: Recording) -> bool:
     would then be a lie. Half of what is possible at best, one fault for :data:`PREFETCH` pages, is asked for.
     """
     fixed = recording.counter("pf_fixed")
-    return recording.header.has_counters and fixed is not None and fixed * 2 * PREFETCH >= len(recording.page)
+    return recording.header.has_counters and fixed is not None and fixed * 2 * PREFETCH >= recording.nr_faults
 
 
 def _moved(recording: Recording, name: str) -> int:

@@ -1,19 +1,25 @@
-"""Every sample of a run in one Parquet file, for other tools: one row a fault, one row group a trial."""
+"""Every sample of a run in one Parquet file, for other tools: one row a fault.
+
+A trial has a row group of its own, or several of at most :data:`GROUP_ROWS` rows if it is larger than one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from orchestrator.analysis.analyse import read_checked
-from orchestrator.analysis.attribution import KINDS, classify
+from orchestrator.analysis.analyse import skim_checked
+from orchestrator.analysis.attribution import KINDS, Sorter
 from orchestrator.experiment import Experiment
+from orchestrator.recording import Faults, Recording
 from orchestrator.results import Outcome, TrialResult
 
+GROUP_ROWS = 1 << 20
 _NAME = pa.dictionary(pa.int32(), pa.string())
 # start_ns is on the host's clock since the measured rounds began; page is an index in units of page_bytes; seq
 # counts the faults of one vCPU; storm is none, unrelated or needed (analysis/attribution.py).
@@ -27,10 +33,10 @@ SCHEMA = pa.schema(
 
 
 def write_samples(experiment: Experiment, results: Sequence[TrialResult], trials: Path, path: Path) -> Path:
-    """Write the samples of all ``ok`` trials to ``path``, one trial in memory at a time, and return it.
+    """Write the samples of all ``ok`` trials to ``path``, one row group in memory at a time, and return it.
 
-    The file appears under its name only when it is whole. Raises :class:`RecordingError` as
-    :func:`orchestrator.analysis.analyse.read_checked` does.
+    The file appears under its name only when it is whole. Raises :class:`RecordingError` for a recording that is
+    damaged, or of another arm or cell.
     """
     partial = path.with_name(path.name + ".part")
     placements = {cell.name: cell.storm.placement if cell.storm else "" for cell in experiment.cells}
@@ -38,28 +44,39 @@ def write_samples(experiment: Experiment, results: Sequence[TrialResult], trials
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
             for result in results:
                 if result.outcome is Outcome.OK and result.cell in placements:
-                    writer.write_table(_table(result, trials, placements[result.cell]))
+                    for table in _row_groups(result, trials, placements[result.cell]):
+                        writer.write_table(table)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def _table(result: TrialResult, trials: Path, placement: str) -> pa.Table:
-    found = read_checked(result, trials)
-    count = len(found.page)
-    _, first, inverse = np.unique(found.vcpu, return_index=True, return_inverse=True)
+def _row_groups(result: TrialResult, trials: Path, placement: str) -> Iterator[pa.Table]:
+    found = skim_checked(result, trials)
+    sorter = Sorter(found, placement)
+    waiting: list[pa.Table] = []
+    for faults in found.chunks():
+        if sum(map(len, waiting)) + len(faults) > GROUP_ROWS and waiting:
+            yield pa.concat_tables(waiting)
+            waiting = []
+        waiting.append(_table(result, found, faults, sorter.classify(faults)))
+    yield pa.concat_tables(waiting)
+
+
+def _table(result: TrialResult, found: Recording, faults: Faults, kind: NDArray[np.uint8]) -> pa.Table:
+    count = len(faults)
     columns = {
         "trial": _constant(result.id, count),
         "arm": _constant(result.arm, count),
         "cell": _constant(result.cell, count),
         "boot": np.full(count, result.boot, np.uint32),
-        "vcpu": found.vcpu,
-        "seq": (np.arange(count) - first[inverse]).astype(np.uint32),
-        "start_ns": found.since_start_ns(found.start_tsc),
-        "latency_ns": found.latency_ns(),
-        "page": found.page,
-        "storm": pa.DictionaryArray.from_arrays(classify(found, placement).astype(np.int32), list(KINDS)),
+        "vcpu": np.full(count, faults.vcpu, np.uint32),
+        "seq": np.arange(faults.first, faults.first + count, dtype=np.uint32),
+        "start_ns": found.since_start_ns(faults.start_tsc),
+        "latency_ns": found.ns(faults.latency_cycles),
+        "page": faults.page,
+        "storm": pa.DictionaryArray.from_arrays(kind.astype(np.int32), list(KINDS)),
     }
     return pa.table(columns, schema=SCHEMA)
 

@@ -26,7 +26,8 @@ def test_a_pc_with_pci_boots_too_in_both_paging_modes(tmp_path: Path, machine: s
     check_samples(done)
     on, off = (done.recording(f"quiet,tdp={mode}", "base") for mode in ("on", "off"))
     assert on.header.tdp and not off.header.tdp
-    assert np.median(off.latency_cycles) > np.median(on.latency_cycles), "shadow paging reads the guest's tables"
+    fast, slow = (np.median(next(found.chunks()).latency_cycles) for found in (on, off))
+    assert slow > fast, "shadow paging reads the guest's tables"
 
 
 @pytest.mark.parametrize("machine", [pytest.param("microvm", marks=booted)])
@@ -40,7 +41,7 @@ def test_two_cpus_at_once_under_tcg(tmp_path: Path, machine: str) -> None:
     check_samples(done)
     for arm in V1:
         storm_recording, two = done.recording("storm", arm), done.recording("two-vcpus", arm)
-        assert two.header.nr_vcpus == 2 and np.bincount(two.vcpu).tolist() == [2048, 2048]
+        assert two.header.nr_vcpus == 2 and [len(piece) for piece in two.chunks()] == [2048, 2048]
         windows, header = storm_recording.windows, storm_recording.header
         inside = (windows["start_tsc"] > header.start_tsc) & (windows["end_tsc"] < header.end_tsc)
         assert inside.sum() > 1

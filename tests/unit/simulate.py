@@ -88,6 +88,12 @@ def recording_bytes(
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
+def whole(recording: rec.Recording) -> rec.Faults:
+    """All faults of a recording of one vCPU in one piece."""
+    (faults,) = recording.chunks()
+    return faults
+
+
 @dataclass(frozen=True)
 class Effect:
     """What is planted in one arm of one cell.

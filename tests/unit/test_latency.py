@@ -97,7 +97,11 @@ def test_timeline_keeps_the_slowest_and_joins_windows_that_touch() -> None:
         (1_000_000 + 10 * step, 1_000_000 + 20 * step, 0, 4096),
         (1_000_000 + 15 * step, 1_000_000 + 30 * step, 0, 1),
     ]
-    found = curves.timeline(rec.parse(simulate.recording_bytes(latencies=[cycles], windows=windows), "x"), "007")
+    recording = rec.parse(simulate.recording_bytes(latencies=[cycles], windows=windows), "x")
+    maker = curves.TimelineMaker(recording)
+    for faults in recording.chunks(600):
+        maker.add(faults)
+    found = maker.result("007")
     assert max(found.maxima.y) == max(found.slow.y) == 4_500_000.0
     assert len(found.windows) == 1
     assert found.windows[0] == pytest.approx((10 * step / 2e9, 30 * step / 2e9))

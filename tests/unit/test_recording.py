@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -76,19 +77,80 @@ def test_reads_back_what_was_written() -> None:
     found = rec.parse(small(), "x")
     assert (found.header.arm, found.header.cell, found.header.nr_vcpus) == ("base", "quiet", 2)
     assert found.header.has_counters and found.header.tdp and found.header.write and not found.header.random
-    assert found.latency_cycles.tolist() == [9000, 10_000, 11_000]
-    assert found.latency_ns().tolist() == [4500.0, 5000.0, 5500.0]
-    assert found.vcpu.tolist() == [0, 0, 1]
-    assert found.page.tolist() == [0, 1, 0]
-    assert found.start_tsc.tolist() == [1_000_000, 1_009_400, 1_000_000]
-    assert found.since_start_ns(found.start_tsc).tolist() == [0.0, 4700.0, 0.0]
+    first, second = found.chunks()
+    assert (first.latency_cycles.tolist(), second.latency_cycles.tolist()) == ([9000, 10_000], [11_000])
+    assert found.ns(first.latency_cycles).tolist() == [4500.0, 5000.0]
+    assert (first.vcpu, first.first, second.vcpu, second.first, found.nr_faults) == (0, 0, 1, 0, 3)
+    assert (first.page.tolist(), second.page.tolist()) == ([0, 1], [0])
+    assert (first.start_tsc.tolist(), second.start_tsc.tolist()) == ([1_000_000, 1_009_400], [1_000_000])
+    assert found.since_start_ns(first.start_tsc).tolist() == [0.0, 4700.0]
     assert found.windows["end_tsc"].tolist() == [1_002_000]
     assert (found.counter("exits"), found.counter("pf_fixed"), found.counter("pf_taken")) == (5, 3, None)
 
 
 def test_no_fault_and_no_vcpu_are_complete_recordings() -> None:
-    assert len(rec.parse(simulate.recording_bytes(latencies=[]), "x").page) == 0
-    assert len(rec.parse(simulate.recording_bytes(latencies=[np.empty(0, np.uint64)]), "x").page) == 0
+    for latencies in ([], [np.empty(0, np.uint64)]):
+        found = rec.parse(simulate.recording_bytes(latencies=latencies), "x")
+        assert found.nr_faults == 0 and list(found.chunks()) == []
+
+
+COUNTS = st.lists(st.integers(0, 40), max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(COUNTS, st.integers(1, 45), st.integers(-(1 << 40), 1 << 40))
+def test_pieces_of_any_size_are_the_whole(counts: list[int], size: int, tsc_offset: int) -> None:
+    rng = np.random.default_rng([7, *counts])
+    latencies = [rng.integers(0, 1 << rec.LATENCY_BITS, count, np.uint64) for count in counts]
+    data = simulate.recording_bytes(latencies=latencies, pages=7, tsc_offset=tsc_offset, windows=[(1, 2, 3, 4)] * 50)
+    found = rec.parse(data, "x")
+    pieces = list(found.chunks(size))
+    assert all(0 < len(piece) <= size for piece in pieces)
+    for vcpu, cycles in enumerate(latencies):
+        own = [piece for piece in pieces if piece.vcpu == vcpu]
+        assert [piece.first for piece in own] == list(range(0, len(cycles), size))
+        joined = [value for piece in own for value in piece.latency_cycles.tolist()]
+        assert joined == cycles.tolist()
+        begun = [value for piece in own for value in piece.start_tsc.tolist()]
+        assert begun == [1_000_000 + sum(cycles[:at].tolist()) + at * simulate.GAP_CYCLES for at in range(len(cycles))]
+        assert [value for piece in own for value in piece.page.tolist()] == [at % 7 for at in range(len(cycles))]
+
+
+def test_a_pass_over_the_faults_ends_in_the_crc(tmp_path: Path) -> None:
+    """Skimmed, a damaged latency is not noticed, and its piece is given out; but the pass does not end well."""
+    path = tmp_path / "recording.bin"
+    broken = bytearray(small())
+    broken[rec.HEADER_BYTES + rec.VCPU.itemsize + 8] ^= 1
+    path.write_bytes(broken)
+    seen = []
+    with pytest.raises(RecordingError, match=r"recording\.bin is damaged: CRC-32 0x"):
+        for faults in rec.skim(path).chunks():
+            seen += faults.latency_cycles.tolist()
+    assert seen == [9001, 10_000, 11_000]
+    with pytest.raises(RecordingError, match="CRC-32"):
+        rec.read(path)
+
+
+def test_a_file_that_shrinks_between_two_passes_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "recording.bin"
+    path.write_bytes(small())
+    found = rec.read(path)
+    path.write_bytes(small()[:-60])
+    with pytest.raises(RecordingError, match=r"recording\.bin was truncated while it was read, at offset \d+"):
+        list(found.chunks())
+    path.unlink()
+    with pytest.raises(RecordingError, match=r"cannot read the recording .*No such file"):
+        list(found.chunks())
+
+
+def test_a_pass_given_up_half_way_leaves_no_thread(tmp_path: Path) -> None:
+    path = tmp_path / "recording.bin"
+    path.write_bytes(simulate.recording_bytes(latencies=[np.full(1000, 5, np.uint64)]))
+    before = threading.active_count()
+    pieces = rec.read(path).chunks(10)
+    assert len(next(pieces)) == 10 and threading.active_count() == before + 1
+    pieces.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
 
 
 def test_cut_at_every_byte_is_an_error_that_says_so() -> None:
