@@ -21,6 +21,7 @@ SOURCES = Path(__file__).resolve().parent.parent / "guests"
 SOURCE_SUFFIXES = (".c", ".h", ".S")
 PROGRAMS = ("fault_vmm", "stale_check")  # what a trial may run
 TEST_RUNNER = "ktest_runner"  # and what runs programs that are not ours
+TRACER = "tracer"  # and what runs a program with the host kernel's tracing on
 BUILD_DEADLINE_S = 300.0
 PT_INTERP = 3
 LOCK_WAIT_S = 600.0
@@ -96,8 +97,8 @@ def write_initramfs(guests: Guests, words: Sequence[str], out: Path, files: Sequ
         raise UserError(f"the trial's arguments take {len(trial)} bytes, there is room for {TRIAL_FILE_BYTES}")
     root = _empty_root(out, ("bin", "dev", "proc", "sys", "trial"))
     _install(guests.init, root / "init")
-    # Only the program that runs: another one beside it would move the memory of every measuring trial.
-    for name in (*PROGRAMS, TEST_RUNNER):
+    # Only what runs: another program beside it would move the memory of every measuring trial.
+    for name in (*PROGRAMS, TEST_RUNNER, TRACER):
         if f"/bin/{name}" in words:
             _install(guests.program(name), root / "bin" / name)
     for file in files:

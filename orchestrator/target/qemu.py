@@ -26,6 +26,7 @@ from orchestrator.target.target import (
     INITRAMFS,
     RECORDING,
     STATUS,
+    TRACE,
     Ending,
     Evidence,
     Job,
@@ -57,6 +58,7 @@ class QemuTarget:
     def run(self, job: Job, folder: Path) -> Evidence:
         """See :class:`~orchestrator.target.target.Target`."""
         words = [image.DEADLINE_WORD.format(job.guest_deadline_s), *([image.SWAP_WORD] if job.swap else [])]
+        words += [f"/bin/{image.TRACER}", str(job.trace_kib)] if job.trace_kib else []
         words += [f"/bin/{job.program}", *job.words, "--out", image.RECORDING_WORD]
         image.write_initramfs(self.guests, words, folder / INITRAMFS, job.files)
         argv = [proc.require(QEMU, "qemu-system-x86"), *self.arguments(job)]
@@ -85,6 +87,7 @@ class QemuTarget:
             "-chardev", f"file,id=status,path={STATUS}", "-device", "virtserialport,chardev=status,name=orch.status",
             "-chardev", f"file,id=recording,path={RECORDING}",
             "-device", "virtserialport,chardev=recording,name=orch.recording",
+            *self._trace_port(job),
             # A watchdog on the guest's clock: a kernel that hangs with interrupts off gets an NMI and says where.
             "-device", "ib700", "-action", "watchdog=inject-nmi",
             # For the same NMI when the wall deadline passes: see inject_nmi().
@@ -111,6 +114,14 @@ class QemuTarget:
             # One instruction is one nanosecond; idle time costs nothing (sleep=off); the date is fixed.
             "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", cpu,
             "-rtc", "base=2021-01-25,clock=vm",
+        ]  # fmt: skip
+
+    def _trace_port(self, job: Job) -> list[str]:
+        """The trace's own port, only where there is one: a device more is another machine."""
+        if not job.trace_kib:
+            return []
+        return [
+            "-chardev", f"file,id=trace,path={TRACE}", "-device", "virtserialport,chardev=trace,name=orch.trace",
         ]  # fmt: skip
 
     def _command_line(self, job: Job) -> str:

@@ -14,6 +14,7 @@ from orchestrator.image import GuestFile
 CONSOLE = "console.log"  # of the kernel under test
 STATUS = "status.log"  # lines of guests/init/init.c
 RECORDING = "recording.bin"
+TRACE = "trace.bin"  # of a job with trace_kib
 COMMAND = "command.txt"  # how the target was started, to paste into a shell
 COMMAND_NOTE = "# In a copy of this folder, since it writes the console, the status and the recording again:\n"
 INITRAMFS = "initramfs.cpio"  # what QEMU boots; kept with a trial that did not end well, so that COMMAND repeats it
@@ -27,7 +28,8 @@ class Job:
     """One program of ``guests/``: ``words`` are its arguments without ``--out``; ``swap`` wants swap space first.
 
     ``files`` are put beside it. ``tdp`` asks for NPT/EPT on or off. ``vmlinux`` is the kernel to boot, None for the one
-    that runs.
+    that runs. With ``trace_kib`` above 0 the kernel traces what the program does to it (``guests/tracer``), into buffers
+    of that size a CPU, and the target leaves :data:`TRACE` as well.
     """
 
     vmlinux: Path | None
@@ -40,6 +42,7 @@ class Job:
     guest_deadline_s: float
     program: Program = "fault_vmm"
     files: tuple[GuestFile, ...] = ()
+    trace_kib: int = 0
 
 
 @dataclass(frozen=True)
