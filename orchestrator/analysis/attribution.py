@@ -8,6 +8,7 @@ share of time that windows cover is reported beside it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,17 @@ class Windows:
         return (begun - over).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class Met:
+    """What the storm did during each fault; both arrays have shape (faults,).
+
+    ``kind`` is :data:`NONE`, :data:`UNRELATED` or :data:`NEEDED`, ``count`` how many windows overlap the fault.
+    """
+
+    kind: NDArray[np.uint8]
+    count: NDArray[np.int64]
+
+
 class Sorter:
     """Sorts the faults of one boot by kind, piece by piece. ``placement`` is the storm's.
 
@@ -68,19 +80,21 @@ class Sorter:
     def __init__(self, recording: Recording, placement: str) -> None:
         header, windows = recording.header, recording.windows
         self._header = header
+        self._windows = windows
         self._all = Windows.of(windows)
-        touching = windows[
-            (windows["hva"] < header.mem_hva + header.mem_bytes) & (windows["hva"] + windows["bytes"] > header.mem_hva)
-        ]
+        touches = (windows["hva"] < header.mem_hva + header.mem_bytes) & (
+            windows["hva"] + windows["bytes"] > header.mem_hva
+        )
         if placement == "other-process":
-            touching = touching[:0]
+            touches[:] = False
         self._ranges = [
-            (hva, hva + size, Windows.of(touching[(touching["hva"] == hva) & (touching["bytes"] == size)]))
-            for hva, size in np.unique(touching[["hva", "bytes"]])
+            (hva, hva + size, np.flatnonzero(touches & (windows["hva"] == hva) & (windows["bytes"] == size)))
+            for hva, size in np.unique(windows[touches][["hva", "bytes"]])
         ]
+        self._sorted = [Windows.of(windows[own]) for _, _, own in self._ranges]
 
-    def classify(self, faults: Faults) -> NDArray[np.uint8]:
-        """Each fault's kind, shape (faults,): :data:`NONE`, :data:`UNRELATED` or :data:`NEEDED`.
+    def meet(self, faults: Faults) -> Met:
+        """Each fault's kind, and how many windows it overlaps.
 
         A window is over a fault's page if its range shares a byte with [page, page + page_bytes) in the VMM's address
         space, which is how mmu_notifier_retry_hva() sees it. Ranges that do not touch guest memory are never looked
@@ -88,16 +102,58 @@ class Sorter:
         """
         start = faults.start_tsc
         end = start + faults.latency_cycles
-        busy = self._all.overlapping(start, end) > 0
+        count = self._all.overlapping(start, end)
+        busy = count > 0
         kind = np.where(busy, UNRELATED, NONE).astype(np.uint8)
+        for inside, _, windows in self._inside(faults, busy):
+            kind[inside[windows.overlapping(start[inside], end[inside]) > 0]] = NEEDED
+        return Met(kind, count)
+
+    def windows(self, faults: Faults, met: Met) -> NDArray[np.int32]:
+        """Which window each fault met, an index in the recording, -1 for none; shape (faults,).
+
+        One over the page if there is one, else the one that began last.
+        """
+        found = np.full(len(faults), -1, np.int32)
+        start = faults.start_tsc
+        end = start + faults.latency_cycles
+        busy = np.flatnonzero(met.count > 0)
+        found[busy] = latest(start[busy], end[busy], self._windows)
+        for inside, own, _ in self._inside(faults, met.kind == NEEDED):
+            index = latest(start[inside], end[inside], self._windows[own])
+            found[inside[index >= 0]] = own[index[index >= 0]]
+        return found
+
+    def _inside(
+        self, faults: Faults, wanted: NDArray[np.bool_]
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], Windows]]:
+        """Of each range that touches guest memory: which wanted faults are on its pages, which windows are of it."""
         if not self._ranges:
-            return kind
+            return
         page_bytes = np.uint64(self._header.page_bytes)
         page_hva = np.uint64(self._header.mem_hva) + faults.page.astype(np.uint64) * page_bytes
-        for hva, behind, windows in self._ranges:
-            inside = np.flatnonzero(busy & (page_hva < behind) & (page_hva + page_bytes > hva))
-            kind[inside[windows.overlapping(start[inside], end[inside]) > 0]] = NEEDED
-        return kind
+        for (hva, behind, own), windows in zip(self._ranges, self._sorted, strict=True):
+            yield np.flatnonzero(wanted & (page_hva < behind) & (page_hva + page_bytes > hva)), own, windows
+
+
+def latest(start: NDArray[np.uint64], end: NDArray[np.uint64], windows: NDArray[np.void]) -> NDArray[np.int32]:
+    """Which of ``windows`` (dtype :data:`~orchestrator.recording.WINDOW`) overlaps each interval, shape (intervals,).
+
+    The index of the one that began last, -1 for none. One thread's windows follow one another: if the last that began
+    before an interval's end was over by its start, so were all before it.
+    """
+    found = np.full(len(start), -1, np.int32)
+    begun = np.zeros(len(start), np.uint64)
+    for thread in np.unique(windows["thread"]):
+        own = np.flatnonzero(windows["thread"] == thread)
+        own = own[np.argsort(windows["start_tsc"][own], kind="stable")]
+        place = np.searchsorted(windows["start_tsc"][own], end, side="left") - 1
+        index = own[np.maximum(place, 0)]
+        since = windows["start_tsc"][index]
+        better = (place >= 0) & (windows["end_tsc"][index] > start) & (since >= begun)
+        found[better] = index[better]
+        begun[better] = since[better]
+    return found
 
 
 class Attributor:
@@ -108,16 +164,18 @@ class Attributor:
         self._sorter = Sorter(recording, placement)
         self._slowest = Slowest(SLOWEST, np.uint8)
         self._faults, self._cycles = {UNRELATED: 0, NEEDED: 0}, {UNRELATED: 0, NEEDED: 0}
-        self._all_faults = self._all_cycles = 0
+        self._all_faults = self._all_cycles = self._several = 0
 
     def add(self, faults: Faults) -> None:
         """The next piece of the recording's faults."""
-        kind, cycles = self._sorter.classify(faults), faults.latency_cycles
+        met, cycles = self._sorter.meet(faults), faults.latency_cycles
+        kind = met.kind
         for value in (UNRELATED, NEEDED):
             mine = cycles[kind == value]
             self._faults[value] += len(mine)
             self._cycles[value] += int(mine.sum())
         self._all_faults += len(cycles)
+        self._several += int((met.count > 1).sum())
         self._all_cycles += int(cycles.sum())
         self._slowest.add(cycles, kind)
 
@@ -137,6 +195,7 @@ class Attributor:
             slowest_needed=int((kind == NEEDED).sum()),
             windows=len(self._recording.windows),
             window_share=_window_share(self._recording),
+            several=self._several,
         )
         return Attributed(sums, self._recording.ns(self._slowest.cycles), kind)
 
@@ -167,6 +226,7 @@ def merge(boots: list[Attributed]) -> Attribution:
         slowest_needed=int((kind == NEEDED).sum()),
         windows=sum(item.windows for item in sums),
         window_share=sum(item.window_share for item in sums) / len(sums),
+        several=sum(item.several for item in sums),
     )
 
 

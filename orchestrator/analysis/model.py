@@ -47,7 +47,7 @@ class Attribution:
 
     ``unrelated``: an invalidation was in progress, none of them over the faulting page. ``needed``: one was over it.
     Times are sums of latencies, ns. ``window_share`` is the part of the measured time that a window covers: what
-    chance alone would put inside one.
+    chance alone would put inside one. ``several`` faults overlap more than one window.
     """
 
     faults: int
@@ -61,6 +61,7 @@ class Attribution:
     slowest_needed: int
     windows: int
     window_share: float
+    several: int = 0
 
 
 @dataclass(frozen=True)

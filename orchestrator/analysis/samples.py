@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from orchestrator.analysis.analyse import skim_checked
 from orchestrator.analysis.attribution import KINDS, Sorter
@@ -22,12 +21,13 @@ from orchestrator.results import Outcome, TrialResult
 GROUP_ROWS = 1 << 20
 _NAME = pa.dictionary(pa.int32(), pa.string())
 # start_ns is on the host's clock since the measured rounds began; page is an index in units of page_bytes; seq
-# counts the faults of one vCPU; storm is none, unrelated or needed (analysis/attribution.py).
+# counts the faults of one vCPU; storm is none, unrelated or needed, window the index of the window in the recording or
+# -1, windows how many overlap the fault (analysis/attribution.py).
 SCHEMA = pa.schema(
     [
         ("trial", _NAME), ("arm", _NAME), ("cell", _NAME), ("boot", pa.uint32()), ("vcpu", pa.uint32()),
         ("seq", pa.uint32()), ("start_ns", pa.float64()), ("latency_ns", pa.float64()), ("page", pa.uint32()),
-        ("storm", _NAME),
+        ("storm", _NAME), ("window", pa.int32()), ("windows", pa.uint16()),
     ]
 )  # fmt: skip
 
@@ -60,12 +60,13 @@ def _row_groups(result: TrialResult, trials: Path, placement: str) -> Iterator[p
         if sum(map(len, waiting)) + len(faults) > GROUP_ROWS and waiting:
             yield pa.concat_tables(waiting)
             waiting = []
-        waiting.append(_table(result, found, faults, sorter.classify(faults)))
+        waiting.append(_table(result, found, faults, sorter))
     yield pa.concat_tables(waiting)
 
 
-def _table(result: TrialResult, found: Recording, faults: Faults, kind: NDArray[np.uint8]) -> pa.Table:
+def _table(result: TrialResult, found: Recording, faults: Faults, sorter: Sorter) -> pa.Table:
     count = len(faults)
+    met = sorter.meet(faults)
     columns = {
         "trial": _constant(result.id, count),
         "arm": _constant(result.arm, count),
@@ -76,7 +77,9 @@ def _table(result: TrialResult, found: Recording, faults: Faults, kind: NDArray[
         "start_ns": found.since_start_ns(faults.start_tsc),
         "latency_ns": found.ns(faults.latency_cycles),
         "page": faults.page,
-        "storm": pa.DictionaryArray.from_arrays(kind.astype(np.int32), list(KINDS)),
+        "storm": pa.DictionaryArray.from_arrays(met.kind.astype(np.int32), list(KINDS)),
+        "window": sorter.windows(faults, met),
+        "windows": met.count.astype(np.uint16),
     }
     return pa.table(columns, schema=SCHEMA)
 

@@ -28,8 +28,8 @@ class Job:
     """One program of ``guests/``: ``words`` are its arguments without ``--out``; ``swap`` wants swap space first.
 
     ``files`` are put beside it. ``tdp`` asks for NPT/EPT on or off. ``vmlinux`` is the kernel to boot, None for the one
-    that runs. With ``trace_kib`` above 0 the kernel traces what the program does to it (``guests/tracer``), into buffers
-    of that size a CPU, and the target leaves :data:`TRACE` as well.
+    that runs. With ``trace_kib`` above 0 the kernel traces what the program does to it (``guests/tracer``), each CPU
+    into a buffer of that size, and the target leaves :data:`TRACE` as well.
     """
 
     vmlinux: Path | None

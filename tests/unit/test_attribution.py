@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import simulate
@@ -35,13 +37,36 @@ def test_overlap_counts_agree_with_the_definition(
     assert windows_sorted.overlapping(start, end).tolist() == expected
 
 
+@settings(max_examples=200, deadline=None)
+@given(INTERVALS, st.lists(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), max_size=6), max_size=3))
+def test_the_latest_window_agrees_with_the_definition(
+    faults: list[tuple[int, int]], threads: list[list[tuple[int, int]]]
+) -> None:
+    start, end = intervals([(s, length + 1) for s, length in faults])
+    windows = np.zeros(sum(map(len, threads)), rec.WINDOW)
+    rows = iter(windows)
+    for number, pauses in enumerate(threads):
+        now = 0
+        for pause, length in pauses:  # One thread's windows follow one another.
+            row = next(rows)
+            row["thread"], row["start_tsc"], row["end_tsc"] = number, now + pause, now + pause + length
+            now += pause + length
+    found = att.latest(start, end, windows)
+    for s, e, index in zip(start, end, found, strict=True):
+        met = [row["start_tsc"] for row in windows if row["start_tsc"] < e and row["end_tsc"] > s]
+        assert (index >= 0) == bool(met)
+        if met:
+            assert windows["start_tsc"][index] == max(met)
+            assert windows["start_tsc"][index] < e and windows["end_tsc"][index] > s
+
+
 def recorded(windows: list[tuple[int, int, int, int]], cycles: list[int] | None = None) -> rec.Recording:
     data = simulate.recording_bytes(latencies=[np.array(cycles or [1000] * 10, np.uint64)], windows=windows, pages=10)
     return rec.parse(data, "x")
 
 
 def classify(recording: rec.Recording, placement: str) -> np.ndarray:
-    return att.Sorter(recording, placement).classify(simulate.whole(recording))
+    return att.Sorter(recording, placement).meet(simulate.whole(recording)).kind
 
 
 def at(fault: int) -> int:
@@ -56,6 +81,22 @@ def test_a_window_over_the_page_is_needed_one_elsewhere_is_not() -> None:
     kind = classify(recorded([over_page_3, outside]), "overlap")
     # Fault 4 overlaps the window over page 3 in time, but is on page 4.
     assert kind.tolist() == [0, 0, 0, att.NEEDED, att.UNRELATED, 0, 0, att.UNRELATED, att.UNRELATED, 0]
+
+
+def test_a_fault_in_two_windows_names_the_one_over_its_page() -> None:
+    over = (at(3), at(4) - 10, simulate.MEM_HVA + 3 * simulate.PAGE, simulate.PAGE)
+    later = (at(3) + 20, at(4), simulate.MEM_HVA + (1 << 40), simulate.PAGE)
+    plain = recorded([over, later])
+    windows = plain.windows.copy()
+    windows["thread"] = [0, 1]
+    found = dataclasses.replace(plain, windows=windows)
+    sorter, faults = att.Sorter(found, "overlap"), simulate.whole(found)
+    met = sorter.meet(faults)
+    window = sorter.windows(faults, met)
+    assert (met.kind[3], window[3], met.count[3]) == (att.NEEDED, 0, 2)
+    assert (met.kind[4], window[4], met.count[4]) == (att.UNRELATED, 1, 2)
+    assert (met.kind[5], window[5], met.count[5]) == (att.NONE, -1, 0)
+    assert att.attribute(found, "overlap").sums.several == 2
 
 
 def test_a_range_that_ends_where_the_page_begins_is_not_over_it() -> None:

@@ -356,7 +356,8 @@ def test_samples_have_one_row_a_fault(tmp_path: Path) -> None:
     path = write_samples(simulate.experiment(plant), results, tmp_path / "trials", tmp_path / "samples.parquet")
     table = pd.read_parquet(path)
     assert list(table.columns) == [
-        "trial", "arm", "cell", "boot", "vcpu", "seq", "start_ns", "latency_ns", "page", "storm"
+        "trial", "arm", "cell", "boot", "vcpu", "seq", "start_ns", "latency_ns", "page", "storm",
+        "window", "windows",
     ]  # fmt: skip
     assert len(table) == 500 * 6
     assert {str(table[name].dtype) for name in ("boot", "vcpu", "seq", "page")} == {"uint32"}
@@ -365,6 +366,8 @@ def test_samples_have_one_row_a_fault(tmp_path: Path) -> None:
     assert ("quiet", "v1") not in set(zip(table["cell"], table["arm"], strict=True))
     assert set(table.loc[table["cell"] == "quiet", "storm"]) == {"none"}
     assert "needed" in set(table.loc[table["cell"] == "overlap", "storm"])
+    assert ((table["window"] >= 0) == (table["storm"] != "none")).all()
+    assert ((table["windows"] > 0) == (table["storm"] != "none")).all()
     assert sorted(item.name for item in tmp_path.iterdir()) == ["samples.parquet", "trials"]
 
 
