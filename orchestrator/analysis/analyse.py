@@ -16,6 +16,7 @@ from orchestrator.analysis.built import Kernel, TestPrograms
 from orchestrator.analysis.checks import run_checks
 from orchestrator.analysis.model import (
     LATENCY_METRICS,
+    TRIAL_FILES,
     Analysis,
     ArmSummary,
     BootSummary,
@@ -31,6 +32,7 @@ from orchestrator.analysis.model import (
     MetricComparison,
     Status,
     Timeline,
+    TrialLine,
 )
 from orchestrator.errors import RecordingError, tail
 from orchestrator.experiment import Cell, Check, Experiment
@@ -112,6 +114,7 @@ def analyse(
         stale_notes=mapped.notes,
         selftests=tested.rows,
         selftest_notes=tested.notes,
+        trials=tuple(_trial(item, trials) for item in results),
     )
     return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 
@@ -254,6 +257,19 @@ def _arms(experiment: Experiment, kernels: Sequence[Kernel]) -> tuple[ArmSummary
                 )
             )
     return tuple(arms)
+
+
+def _trial(result: TrialResult, trials: Path) -> TrialLine:
+    return TrialLine(
+        trial=result.id,
+        arm=result.arm,
+        cell=result.cell,
+        boot=result.boot,
+        seed=result.seed,
+        outcome=result.outcome.value,
+        rerun=result.rerun,
+        files=tuple(name for name in TRIAL_FILES if (trials / result.id / name).is_file()),
+    )
 
 
 def _failed(result: TrialResult, trials: Path) -> FailedTrial:

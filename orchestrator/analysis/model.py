@@ -27,6 +27,7 @@ SelftestFinding = Literal["same", "regression", "warning", "flaky", "better", "c
 LATENCY_METRICS: Final[tuple[Metric, ...]] = ("mean", "p50", "p90", "p99", "p99_9", "max")
 METRICS: Final[tuple[Metric, ...]] = (*LATENCY_METRICS, "retries_per_fault")
 COMPARISON_FILE, CURVES_FILE = "comparison.json", "curves.json"
+TRIAL_FILES: Final = ("result.json", "console.log", "recording.bin")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,24 @@ class BootSummary:
     exits: int | None
     retries: int | None
     attribution: Attribution
+
+
+@dataclass(frozen=True)
+class TrialLine:
+    """One trial of the run, however it ended: what leads from a figure to its boot.
+
+    ``files`` are those of its folder ``trials/ID/`` that a reader wants to open, of :data:`TRIAL_FILES`; ``rerun`` is
+    the command that repeats just this trial.
+    """
+
+    trial: str
+    arm: str
+    cell: str
+    boot: int
+    seed: int
+    outcome: str
+    rerun: str
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -241,7 +260,7 @@ class StaleCount:
     ``covered`` are the rounds in which the fault provably met an invalidation in progress: only they say something.
     Of the covered ones, in ``blocked`` the kernel retried and in ``passed`` it let the guest go on; ``stale`` are
     those after which the guest could still read a page that had been taken away. ``first`` describes the first stale
-    round, ``rerun`` replays it.
+    round, ``rerun`` replays it. ``cell`` is that of its trials.
     """
 
     arm: str
@@ -257,6 +276,7 @@ class StaleCount:
     status: CheckStatus
     first: str
     rerun: str
+    cell: str = ""
 
     @property
     def label(self) -> str:
@@ -270,7 +290,7 @@ class SelftestRow:
 
     ``lost``: the kernel died under it. ``reason`` says why it did not pass (of several boots, the first that did not);
     ``seconds`` are of the guest's clock, the longest boot. ``warnings`` are the kernel's during it; of an arm, those
-    that the base does not have.
+    that the base does not have. ``cell`` is that of its trials.
     """
 
     test: str
@@ -280,6 +300,7 @@ class SelftestRow:
     seconds: float
     finding: SelftestFinding
     warnings: tuple[str, ...]
+    cell: str = ""
 
     @property
     def shown(self) -> str:
@@ -334,6 +355,7 @@ class Comparison:
     bimodal: tuple[Bimodal, ...] = ()
     looks: tuple[int, ...] = ()
     stops: tuple[CellStop, ...] = ()
+    trials: tuple[TrialLine, ...] = ()
 
     @property
     def base(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import ktap
@@ -61,7 +61,10 @@ def judge(
         seen[arm.name] = {test.label: _look(test, spec, built.get(arm.name), reports) for test in spec.tests}
     base = experiment.base.name
     rows = [
-        _row(test.label, arm.name, seen[arm.name][test.label], seen[base][test.label], is_base=arm.name == base)
+        replace(
+            _row(test.label, arm.name, seen[arm.name][test.label], seen[base][test.label], is_base=arm.name == base),
+            cell=cell.name,
+        )
         for test in spec.tests
         for arm in experiment.arms
     ]

@@ -180,6 +180,7 @@ def _count(arm: str, cell: StaleCell, case: StaleCase, op: StaleOp, boots: Seque
         status="failed" if bad else "held" if met else "not covered",
         first=first,
         rerun=rerun,
+        cell=cell.name,
     )
 
 

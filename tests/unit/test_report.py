@@ -104,6 +104,16 @@ def test_comparison_and_curves_come_back_equal(written: Written) -> None:
     assert from_json(Curves, written.folder / "curves.json") == written.analysis.curves
 
 
+def test_every_trial_has_a_line_with_the_files_that_are_there(written: Written) -> None:
+    lines = written.analysis.comparison.trials
+    assert [line.trial for line in lines] == [f"{number:03d}" for number in range(6)]
+    assert [(line.cell, line.arm) for line in lines][:3] == [("quiet", "base"), ("quiet", "v1"), ("outside", "base")]
+    assert {line.trial: (line.outcome, line.files) for line in lines if line.trial > "003"} == {
+        "004": ("ok", ("recording.bin",)), "005": ("panic", ()),
+    }  # fmt: skip
+    assert lines[5].rerun == "orch run c.yaml --trial 005"
+
+
 def test_a_damaged_comparison_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text('{"schema": 1}')
     with pytest.raises(StoreError, match=r"comparison\.json"):

@@ -81,6 +81,7 @@ def test_the_summary_counts_every_case(written: Written) -> None:
         ("base", "inside"): (3, 3, 0, 0), ("base", "end-edge"): (3, 3, 0, 0),
         ("v1", "inside"): (3, 3, 0, 0), ("v1", "end-edge"): (3, 0, 3, 3),
     }  # fmt: skip
+    assert {item["cell"] for item in rows.values()} == {CELL}
     assert rows["v1", "end-edge"]["rerun"] == "orch trial RUN 001 --case end-edge --op madvise --round 0"
     assert [item["status"] for item in found["checks"]["results"]].count("failed") == 1
 
