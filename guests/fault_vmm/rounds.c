@@ -62,13 +62,6 @@ static void discard_range(const struct vm *vm)
 		*(volatile uint8_t *)(vm->mem + offset) = 0;
 }
 
-static void sleep_us(uint32_t us)
-{
-	struct timespec pause = { .tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000l };
-
-	nanosleep(&pause, NULL);
-}
-
 void rounds_run(struct vm *vm, struct storm *storm, uint64_t *start_tsc, uint64_t *end_tsc,
 		struct rec_counter *counters, uint32_t *nr_counters)
 {

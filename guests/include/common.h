@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What every guest-side program needs: a way to fail with a reason, and the TSC. */
+/* What every guest-side program needs: a way to fail with a reason, the TSC, and a pause. */
 #ifndef ORCH_COMMON_H
 #define ORCH_COMMON_H
 
@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define PAGE_BYTES	4096ull
 #define HUGE_BYTES	(2ull << 20)
@@ -43,6 +44,13 @@ static inline uint64_t rdtsc_ordered(void)
 
 	__asm__ volatile("lfence; rdtsc; lfence" : "=a"(low), "=d"(high) : : "memory");
 	return (uint64_t)high << 32 | low;
+}
+
+static inline void sleep_us(uint32_t us)
+{
+	struct timespec pause = { .tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000l };
+
+	nanosleep(&pause, NULL);
 }
 
 #endif

@@ -94,13 +94,6 @@ static void raise_priority(void)
 	die_if(sched_setscheduler(0, SCHED_FIFO, &high), "SCHED_FIFO for the storm (preempted: false on the vCPU's CPU)");
 }
 
-static void sleep_us(uint32_t us)
-{
-	struct timespec pause = { .tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000l };
-
-	nanosleep(&pause, NULL);
-}
-
 /* Give the invalidation something to tear down. In an overlap the guest does that, and nobody else must. */
 static void populate(const struct storm *storm, uint8_t *range)
 {
