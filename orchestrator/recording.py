@@ -76,6 +76,10 @@ class Header:
     start_tsc: int
     end_tsc: int
 
+    @property
+    def ns_per_cycle(self) -> float:
+        return 1e9 / self.tsc_hz
+
 
 @dataclass(frozen=True)
 class Counter:
@@ -162,11 +166,11 @@ class Recording:
 
     def ns(self, cycles: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Cycles as nanoseconds."""
-        return cycles.astype(np.float64) * (1e9 / self.header.tsc_hz)
+        return cycles.astype(np.float64) * self.header.ns_per_cycle
 
     def since_start_ns(self, tsc: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Host TSC values as nanoseconds since the measured rounds began (negative before)."""
-        return (tsc.astype(np.int64) - self.header.start_tsc).astype(np.float64) * (1e9 / self.header.tsc_hz)
+        return (tsc.astype(np.int64) - self.header.start_tsc).astype(np.float64) * self.header.ns_per_cycle
 
     def counter(self, name: str) -> int | None:
         """How far a KVM statistic moved, or None where the kernel does not offer it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator import recording
 from orchestrator.analysis import attribution, compare, curves, latency, selftests, stale, wording
@@ -34,6 +34,7 @@ from orchestrator.analysis.model import (
     Timeline,
     TrialLine,
 )
+from orchestrator.analysis.tally import Pool, Tally, passes, pick, tally
 from orchestrator.errors import RecordingError, tail
 from orchestrator.experiment import Cell, Check, Experiment
 from orchestrator.results import Outcome, TrialResult
@@ -48,7 +49,6 @@ class _Boot:
 
     summary: BootSummary
     attributed: attribution.Attributed
-    ordered_ns: NDArray[np.float64]
     timeline: Timeline
 
 
@@ -77,10 +77,11 @@ def analyse(
     for cell in cells:
         for arm in arms:
             ours = [item for item in results if (item.cell, item.arm) == (cell.name, arm.name)]
-            boots = [_boot(item, trials, cell.placement) for item in ours if item.outcome is Outcome.OK]
+            pool = Pool()
+            boots = [_boot(item, trials, cell.placement, pool) for item in ours if item.outcome is Outcome.OK]
             summaries.append(_summary(cell.name, arm, ours, boots))
             if boots:
-                drawn.append(_curves(cell.name, arm.name, boots))
+                drawn.append(_curves(cell.name, arm.name, boots, pool))
     failures = tuple(_failed(item, trials) for item in results if item.outcome is not Outcome.OK)
     metrics, verdicts = _verdicts(experiment, cells, arms, summaries, accel)
     mapped = stale.judge(experiment, results, trials)
@@ -151,29 +152,31 @@ def skim_checked(result: TrialResult, trials: Path) -> recording.Recording:
     return found
 
 
-def _boot(result: TrialResult, trials: Path, placement: str) -> _Boot:
+def _boot(result: TrialResult, trials: Path, placement: str, pool: Pool) -> _Boot:
+    """One pass over a recording, piece by piece; its latencies go into the ``pool`` of its cell and arm."""
     found = skim_checked(result, trials)
+    counted = Tally()
     attributor, timeline = attribution.Attributor(found, placement), curves.TimelineMaker(found)
-    pieces = []
     for faults in found.chunks():
+        counted.add(faults.latency_cycles)
         attributor.add(faults)
         timeline.add(faults)
-        pieces.append(faults.latency_cycles)
-    ordered = np.sort(np.concatenate(pieces))
+    counts, to_ns = counted.counts(), found.header.ns_per_cycle
+    # The recording is opened anew there, so that a pool of many boots does not hold all their windows.
+    pool.add(counts, to_ns, lambda low: tally(skim_checked(result, trials), low))
     attributed = attributor.result()
-    measured = latency.summarise(ordered, found.header.tsc_hz)
     summary = BootSummary(
         trial=result.id,
         boot=result.boot,
         block=result.block,
         seed=result.seed,
-        faults=len(ordered),
-        latency=measured,
+        faults=found.nr_faults,
+        latency=latency.summarise(passes(counts, partial(tally, found)), found.nr_faults, counted.cycles, to_ns),
         exits=latency.exits(found),
         retries=latency.retries(found),
         attribution=attributed.sums,
     )
-    return _Boot(summary, attributed, found.ns(ordered), timeline.result(result.id))
+    return _Boot(summary, attributed, timeline.result(result.id))
 
 
 def _summary(cell: str, arm: ArmSummary, results: Sequence[TrialResult], boots: Sequence[_Boot]) -> CellSummary:
@@ -204,10 +207,12 @@ def _mean_latency(boots: Sequence[BootSummary]) -> Latency | None:
     return Latency(**{str(name): value for name, value in means.items()})
 
 
-def _curves(cell: str, arm: str, boots: Sequence[_Boot]) -> CellCurves:
+def _curves(cell: str, arm: str, boots: Sequence[_Boot], pool: Pool) -> CellCurves:
     """Curves over all boots together; the timeline is the first boot's, since boots share no clock."""
-    pooled = boots[0].ordered_ns if len(boots) == 1 else np.sort(np.concatenate([boot.ordered_ns for boot in boots]))
-    return CellCurves(cell, arm, curves.ccdf(pooled), curves.percentiles(pooled), boots[0].timeline)
+    faults = sum(boot.summary.faults for boot in boots)
+    at_ranks_ns = pick(curves.ranks(faults), pool.passes())
+    ccdf, percentiles = curves.ccdf(faults, at_ranks_ns), curves.percentiles(faults, at_ranks_ns)
+    return CellCurves(cell, arm, ccdf, percentiles, boots[0].timeline)
 
 
 def _verdicts(

@@ -181,7 +181,7 @@ class Attributor:
 
     def result(self) -> Attributed:
         """The sums over all pieces so far."""
-        to_ns = 1e9 / self._recording.header.tsc_hz
+        to_ns = self._recording.header.ns_per_cycle
         kind = self._slowest.notes.astype(np.uint8)
         sums = Attribution(
             faults=self._all_faults,

@@ -19,19 +19,23 @@ SLOW_POINTS = 150
 VISIBLE_SHARE = 1 / 800
 
 
-def ccdf(ordered_ns: NDArray[np.float64]) -> Line:
-    """Share of faults that took at least x, from latencies in ascending order; log-spaced, exact at the tail."""
-    index = _ranks(len(ordered_ns))
-    share = (len(ordered_ns) - index) / len(ordered_ns)
-    return _line(ordered_ns[index], share)
+def ranks(count: int) -> NDArray[np.int64]:
+    """Which of ``count`` latencies in ascending order a curve shows: the slowest one by one, the rest evenly, both in
+    rank and in log(rank)."""
+    tail = np.arange(max(0, count - EXACT_TAIL), count)
+    spread = count - np.unique(np.geomspace(1, count, SPREAD).astype(np.int64))
+    even = np.linspace(0, count - 1, SPREAD).astype(np.int64)
+    return np.unique(np.concatenate((tail, spread, even)))
 
 
-def percentiles(ordered_ns: NDArray[np.float64]) -> Line:
+def ccdf(count: int, at_ranks_ns: NDArray[np.float64]) -> Line:
+    """Share of ``count`` faults that took at least x, from the latencies at :func:`ranks`; exact at each of them."""
+    return _line(at_ranks_ns, (count - ranks(count)) / count)
+
+
+def percentiles(count: int, at_ranks_ns: NDArray[np.float64]) -> Line:
     """Latency at each quantile, x in nines: 1 is p90, 3 is p99.9. Ends at the slowest fault's own rank."""
-    count = len(ordered_ns)
-    index = _ranks(count)
-    nines = -np.log10((count - index) / count)
-    return _line(nines, ordered_ns[index])
+    return _line(-np.log10((count - ranks(count)) / count), at_ranks_ns)
 
 
 class TimelineMaker:
@@ -74,14 +78,6 @@ def _visible(windows: NDArray[np.float64], gap: float) -> tuple[tuple[float, flo
     last = np.concatenate((first[1:] - 1, [len(windows) - 1]))
     pairs = zip(windows[first, 0], windows[last, 1], strict=True)
     return tuple((_round(start), _round(end)) for start, end in pairs)
-
-
-def _ranks(count: int) -> NDArray[np.int64]:
-    """Ascending indices into ``count`` ordered values: the slowest one by one, the rest evenly in log(rank)."""
-    tail = np.arange(max(0, count - EXACT_TAIL), count)
-    spread = count - np.unique(np.geomspace(1, count, SPREAD).astype(np.int64))
-    even = np.linspace(0, count - 1, SPREAD).astype(np.int64)
-    return np.unique(np.concatenate((tail, spread, even)))
 
 
 def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> Line:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.analysis.model import Latency
+from orchestrator.analysis.tally import Counts, pick
 from orchestrator.recording import Recording
 
+# Ascending, as pick() wants their ranks.
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 
 # Exits that have a counter of their own and are no page fault (names as in KVM's debugfs, Linux 5.10,
@@ -31,15 +34,15 @@ SLACK_FAULTS, SLACK_SHARE = 16, 0.001
 PREFETCH = 8  # PTE_PREFETCH_NUM, arch/x86/kvm/mmu/mmu.c: so many SPTEs may one fault install.
 
 
-def summarise(sorted_cycles: NDArray[np.uint64], tsc_hz: int) -> Latency:
-    """Latency of one boot from its cycles in ascending order, shape (faults,), at least one."""
-    count = len(sorted_cycles)
-    to_ns = 1e9 / tsc_hz
-    ranks = {name: max(0, int(np.ceil(quantile * count - 1e-9)) - 1) for name, quantile in QUANTILES.items()}
+def summarise(counted: Iterable[Counts], faults: int, cycles: int, to_ns: float) -> Latency:
+    """Latency of one boot: ``counted`` for :func:`pick`, in cycles; how many faults (at least one), the sum of
+    their cycles, nanoseconds a cycle."""
+    ranks = [max(0, int(np.ceil(quantile * faults - 1e-9)) - 1) for quantile in QUANTILES.values()]
+    *quantiles, slowest = pick(np.array([*ranks, faults - 1]), counted)
     return Latency(
-        mean=float(sorted_cycles.mean()) * to_ns,
-        max=float(sorted_cycles[-1]) * to_ns,
-        **{name: float(sorted_cycles[rank]) * to_ns for name, rank in ranks.items()},
+        mean=cycles / faults * to_ns,
+        max=float(slowest) * to_ns,
+        **{name: float(value) * to_ns for name, value in zip(QUANTILES, quantiles, strict=True)},
     )
 
 
