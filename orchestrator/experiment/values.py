@@ -11,53 +11,32 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from orchestrator.experiment.selftests import Selftest, SelftestSpec
-from orchestrator.experiment.types import (
-    Arm,
-    Cell,
-    Check,
-    DebianSource,
-    Experiment,
-    GitSource,
-    Guest,
-    ReportSpec,
-    Schedule,
-    StaleSpec,
-    Storm,
-    TarballSource,
-    TargetSpec,
-    TreeSource,
-)
+from orchestrator.experiment.types import Check, Guest
 from orchestrator.experiment.yamltext import Document, Location, Shown
 
 T = TypeVar("T")
 
 GIT_RANGE_PREFIX = "git:"  # kernel/series.py reads the range; here only its folder must exist
 
-HINTS: Mapping[type[Any], Mapping[str, Any]] = {
-    cls: get_type_hints(cls, include_extras=True)
-    for cls in (
-        DebianSource,
-        TreeSource,
-        TarballSource,
-        GitSource,
-        TargetSpec,
-        Guest,
-        Storm,
-        Schedule,
-        StaleSpec,
-        Selftest,
-        SelftestSpec,
-        ReportSpec,
-        Arm,
-        Cell,
-        Experiment,
-    )
-}
-# One validator for each field of a dataclass that YAML can hold as it is.
-ADAPTERS: Mapping[type[Any], Mapping[str, TypeAdapter[Any]]] = {
-    cls: {name: TypeAdapter(hint) for name, hint in hints.items()} for cls, hints in HINTS.items()
-}
+
+class _Hints(dict[type[Any], Mapping[str, Any]]):
+    """The type hints of each dataclass, looked up when it is first asked for."""
+
+    def __missing__(self, cls: type[Any]) -> Mapping[str, Any]:
+        self[cls] = get_type_hints(cls, include_extras=True)
+        return self[cls]
+
+
+class _Adapters(dict[type[Any], Mapping[str, TypeAdapter[Any]]]):
+    """One validator for each field of a dataclass that YAML can hold as it is."""
+
+    def __missing__(self, cls: type[Any]) -> Mapping[str, TypeAdapter[Any]]:
+        self[cls] = {name: TypeAdapter(hint) for name, hint in HINTS[cls].items()}
+        return self[cls]
+
+
+HINTS = _Hints()
+ADAPTERS = _Adapters()
 CHECK = TypeAdapter[Check](Check)
 
 
