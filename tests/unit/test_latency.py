@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import simulate
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator import recording as rec
 from orchestrator.analysis import curves, latency
@@ -114,3 +116,24 @@ def test_timeline_keeps_the_slowest_and_joins_windows_that_touch() -> None:
     assert len(found.windows) == 1
     assert found.windows[0] == pytest.approx((10 * step / 2e9, 30 * step / 2e9))
     assert found.trial == "007"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3_000_000), min_size=1, max_size=80), st.integers(1, 90), st.booleans())
+def test_each_bucket_of_the_timeline_has_its_slowest_fault(cycles: list[int], size: int, ascending: bool) -> None:
+    recording = rec.parse(simulate.recording_bytes(latencies=[np.array(cycles, np.uint64)]), "x")
+    maker = curves.TimelineMaker(recording)
+    slowest: dict[int, int] = {}
+    header = recording.header
+    for faults in recording.chunks(size):
+        if not ascending:  # No vCPU does so, but nothing in the file forbids it.
+            faults = rec.Faults(0, 0, faults.tsc_offset, faults.raw[::-1])
+        maker.add(faults)
+        for start, latency_cycles in zip(faults.start_tsc.tolist(), faults.latency_cycles.tolist(), strict=True):
+            into = (start - header.start_tsc) * curves.BUCKETS // (header.end_tsc - header.start_tsc)
+            slowest[min(into, curves.BUCKETS - 1)] = max(slowest.get(into, 0), latency_cycles)
+    found = maker.result("x")
+    width = (header.end_tsc - header.start_tsc) / header.tsc_hz / curves.BUCKETS
+    assert found.maxima.x == pytest.approx([(bucket + 0.5) * width for bucket in sorted(slowest)], rel=1e-6)
+    assert found.maxima.y == pytest.approx([slowest[bucket] / 2 for bucket in sorted(slowest)], rel=1e-6)
+    assert sorted(found.slow.y) == pytest.approx(sorted(value / 2 for value in cycles), rel=1e-6)
