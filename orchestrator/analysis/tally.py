@@ -54,6 +54,7 @@ class Tally:
         self._dense = np.zeros(DENSE + 1, np.int64)
         self._slow = Counts(np.empty(0), np.empty(0, np.int64))
         self._waiting: list[NDArray[np.uint64]] = []
+        self._nr_waiting = 0
         self.cycles = 0
 
     def add(self, cycles: NDArray[np.uint64]) -> None:
@@ -63,8 +64,11 @@ class Tally:
         self.cycles += int(cycles.sum())
         # The slow ones share the last counter, which nobody reads.
         np.add.at(self._dense, np.minimum(cycles, np.uint64(DENSE)).view(np.int64), 1)
-        self._waiting.append(cycles[cycles >= np.uint64(DENSE)])
-        if sum(map(len, self._waiting)) > WAITING:
+        slow = cycles[cycles >= np.uint64(DENSE)]
+        if len(slow):
+            self._waiting.append(slow)
+            self._nr_waiting += len(slow)
+        if self._nr_waiting > WAITING:
             self._fold()
 
     def counts(self) -> Counts:
@@ -79,7 +83,7 @@ class Tally:
 
     def _fold(self) -> None:
         values, counts = np.unique(np.concatenate([*self._waiting, np.empty(0, np.uint64)]), return_counts=True)
-        self._waiting = []
+        self._waiting, self._nr_waiting = [], 0
         self._slow = merged([self._slow, Counts(values.astype(np.float64), counts.astype(np.int64))], self._most)
 
 
