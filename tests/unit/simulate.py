@@ -90,7 +90,7 @@ def recording_bytes(
 
 def whole(recording: rec.Recording) -> rec.Faults:
     """All faults of a recording of one vCPU in one piece."""
-    (faults,) = recording.chunks()
+    (faults,) = recording.chunks(recording.nr_faults)
     return faults
 
 
