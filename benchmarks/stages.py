@@ -1,4 +1,4 @@
-"""How long the tool's own work takes, without kernels and QEMU: `make bench`.
+"""How long the tool's own work takes, without kernels and QEMU.
 
 Each line is the median of five runs. What is slow here is waited for in every run, on every machine.
 """
@@ -84,7 +84,3 @@ def synthetic_recording(faults: int) -> bytes:
     trailer["magic"], trailer["nr_faults"] = recording.TRAILER_MAGIC, faults
     data = b"".join(part.tobytes() for part in (header, vcpu, samples, trailer))[:-4]
     return data + zlib.crc32(data).to_bytes(4, "little")
-
-
-if __name__ == "__main__":
-    main()

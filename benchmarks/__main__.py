@@ -1,0 +1,5 @@
+"""``make bench``: how long the tool's own work takes, without kernels and QEMU."""
+
+from benchmarks import stages
+
+stages.main()
