@@ -1,5 +1,26 @@
 """``make bench``: how long the tool's own work takes, without kernels and QEMU."""
 
-from benchmarks import stages
+from __future__ import annotations
 
-stages.main()
+import argparse
+from pathlib import Path
+
+from benchmarks import scale, stages
+
+FAULTS = 100_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="*", choices=["stages", "scale"], help="default: both")
+    parser.add_argument("--faults", type=int, default=FAULTS, help=f"in the large recording (default: {FAULTS:,})")
+    parser.add_argument("--folder", type=Path, help="where the large recording is made and removed (default: $TMPDIR)")
+    asked = parser.parse_args()
+    if not asked.what or "stages" in asked.what:
+        stages.main()
+    if not asked.what or "scale" in asked.what:
+        scale.main(asked.faults, asked.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ share of time that windows cover is reported beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,18 +95,17 @@ class Sorter:
     def __init__(self, recording: Recording, placement: str) -> None:
         header, windows = recording.header, recording.windows
         self._header = header
-        self._windows = windows
+        self._threads = Thread.each(windows, np.arange(len(windows)))
         self._all = Windows.of(windows)
         touches = (windows["hva"] < header.mem_hva + header.mem_bytes) & (
             windows["hva"] + windows["bytes"] > header.mem_hva
         )
         if placement == "other-process":
             touches[:] = False
-        self._ranges = [
-            (hva, hva + size, np.flatnonzero(touches & (windows["hva"] == hva) & (windows["bytes"] == size)))
-            for hva, size in np.unique(windows[touches][["hva", "bytes"]])
-        ]
-        self._sorted = [Windows.of(windows[own]) for _, _, own in self._ranges]
+        self._ranges = []
+        for hva, size in np.unique(windows[touches][["hva", "bytes"]]):
+            own = np.flatnonzero(touches & (windows["hva"] == hva) & (windows["bytes"] == size))
+            self._ranges.append((hva, hva + size, Windows.of(windows[own]), Thread.each(windows, own)))
 
     def meet(self, faults: Faults) -> Met:
         """Each fault's kind, and how many windows it overlaps.
@@ -120,7 +119,7 @@ class Sorter:
         count = self._all.overlapping(start, end)
         busy = count > 0
         kind = np.where(busy, UNRELATED, NONE).astype(np.uint8)
-        for inside, _, windows in self._inside(faults, busy):
+        for inside, windows, _ in self._inside(faults, busy):
             kind[inside[windows.overlapping(start[inside], end[inside]) > 0]] = NEEDED
         return Met(kind, count)
 
@@ -133,40 +132,55 @@ class Sorter:
         start = faults.start_tsc
         end = start + faults.latency_cycles
         busy = np.flatnonzero(met.count > 0)
-        found[busy] = latest(start[busy], end[busy], self._windows)
-        for inside, own, _ in self._inside(faults, met.kind == NEEDED):
-            index = latest(start[inside], end[inside], self._windows[own])
-            found[inside[index >= 0]] = own[index[index >= 0]]
+        found[busy] = latest(start[busy], end[busy], self._threads)
+        for inside, _, threads in self._inside(faults, met.kind == NEEDED):
+            index = latest(start[inside], end[inside], threads)
+            found[inside[index >= 0]] = index[index >= 0]
         return found
 
     def _inside(
         self, faults: Faults, wanted: NDArray[np.bool_]
-    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], Windows]]:
-        """Of each range that touches guest memory: which wanted faults are on its pages, which windows are of it."""
+    ) -> Iterator[tuple[NDArray[np.intp], Windows, tuple[Thread, ...]]]:
+        """Of each range that touches guest memory: which wanted faults are on its pages; its windows, in both forms."""
         if not self._ranges:
             return
         page_bytes = np.uint64(self._header.page_bytes)
         page_hva = np.uint64(self._header.mem_hva) + faults.page.astype(np.uint64) * page_bytes
-        for (hva, behind, own), windows in zip(self._ranges, self._sorted, strict=True):
-            yield np.flatnonzero(wanted & (page_hva < behind) & (page_hva + page_bytes > hva)), own, windows
+        for hva, behind, windows, threads in self._ranges:
+            yield np.flatnonzero(wanted & (page_hva < behind) & (page_hva + page_bytes > hva)), windows, threads
 
 
-def latest(start: NDArray[np.uint64], end: NDArray[np.uint64], windows: NDArray[np.void]) -> NDArray[np.int32]:
-    """Which of ``windows`` (dtype :data:`~orchestrator.recording.WINDOW`) overlaps each interval, shape (intervals,).
+@dataclass(frozen=True)
+class Thread:
+    """One storm thread's windows in the order in which they began; ``index`` is where each is in the recording."""
+
+    index: NDArray[np.intp]
+    starts: NDArray[np.uint64]
+    ends: NDArray[np.uint64]
+
+    @staticmethod
+    def each(windows: NDArray[np.void], own: NDArray[np.intp]) -> tuple[Thread, ...]:
+        """The threads of those ``windows`` (dtype :data:`~orchestrator.recording.WINDOW`) that ``own`` points at."""
+        own = own[np.argsort(windows["start_tsc"][own], kind="stable")]
+        threads = windows["thread"][own]
+        mine = [own[threads == thread] for thread in np.unique(threads)]
+        return tuple(Thread(index, windows["start_tsc"][index], windows["end_tsc"][index]) for index in mine)
+
+
+def latest(start: NDArray[np.uint64], end: NDArray[np.uint64], threads: Sequence[Thread]) -> NDArray[np.int32]:
+    """Which of the threads' windows overlaps each interval, shape (intervals,).
 
     The index of the one that began last, -1 for none. One thread's windows follow one another: if the last that began
     before an interval's end was over by its start, so were all before it.
     """
     found = np.full(len(start), -1, np.int32)
     begun = np.zeros(len(start), np.uint64)
-    for thread in np.unique(windows["thread"]):
-        own = np.flatnonzero(windows["thread"] == thread)
-        own = own[np.argsort(windows["start_tsc"][own], kind="stable")]
-        place = np.searchsorted(windows["start_tsc"][own], end, side="left") - 1
-        index = own[np.maximum(place, 0)]
-        since = windows["start_tsc"][index]
-        better = (place >= 0) & (windows["end_tsc"][index] > start) & (since >= begun)
-        found[better] = index[better]
+    for thread in threads:
+        place = np.searchsorted(thread.starts, end, side="left") - 1
+        met = np.maximum(place, 0)
+        since = thread.starts[met]
+        better = (place >= 0) & (thread.ends[met] > start) & (since >= begun)
+        found[better] = thread.index[met[better]]
         begun[better] = since[better]
     return found
 

@@ -65,6 +65,8 @@ class Tally:
         # The slow ones share the last counter, which nobody reads.
         np.add.at(self._dense, np.minimum(cycles, np.uint64(DENSE)).view(np.int64), 1)
         slow = cycles[cycles >= np.uint64(DENSE)]
+        if self._slow.below is not None:
+            slow = slow[slow < np.uint64(self._slow.below)]
         if len(slow):
             self._waiting.append(slow)
             self._nr_waiting += len(slow)

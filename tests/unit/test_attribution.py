@@ -53,7 +53,7 @@ def test_the_latest_window_agrees_with_the_definition(
             row = next(rows)
             row["thread"], row["start_tsc"], row["end_tsc"] = number, now + pause, now + pause + length
             now += pause + length
-    found = att.latest(start, end, windows)
+    found = att.latest(start, end, att.Thread.each(windows, np.arange(len(windows))))
     for s, e, index in zip(start, end, found, strict=True):
         met = [row["start_tsc"] for row in windows if row["start_tsc"] < e and row["end_tsc"] > s]
         assert (index >= 0) == bool(met)
