@@ -22,9 +22,10 @@ from orchestrator.doctor import Accel
 from orchestrator.errors import StoreError, UserError
 from orchestrator.experiment import Experiment, SelftestCell, StaleCase, StaleOp
 from orchestrator.image import Guests
-from orchestrator.kernel import arms, build, source
+from orchestrator.kernel import arms, build, keep, source
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests
+from orchestrator.kernel.source import KernelTree
 from orchestrator.manifest import make_manifest, provenance
 from orchestrator.plan import Plan, Trial
 from orchestrator.progress import Reporter, Stage
@@ -75,9 +76,18 @@ class Finished:
         )
 
 
-def run(config: Path, results: Path, jobs: int | None, command: Sequence[str], reporter: Reporter) -> Finished:
+def run(
+    config: Path,
+    results: Path,
+    jobs: int | None,
+    command: Sequence[str],
+    reporter: Reporter,
+    *,
+    update: bool = False,
+) -> Finished:
     """Run the experiment in ``config``, or go on with a run of it that was interrupted.
 
+    ``update``: a new run takes the newest that the kernel's sources have, not what the cache has of them.
     Raises :class:`UserError` before anything is built if it cannot work, :class:`StageError` if a stage fails.
     """
     began = time.monotonic()
@@ -93,12 +103,14 @@ def run(config: Path, results: Path, jobs: int | None, command: Sequence[str], r
         reporter.say(_opening(store, setting, len(done), jobs))
         store.save(EXPERIMENT, setting.experiment)
         store.save(PLAN, setting.plan)
-        selftests.check(setting.experiment, reporter)
-        kernels = build_kernels(setting.experiment, store.run / "patches", reporter)
+        tree = take_tree(setting.experiment, store, reporter, update)
+        selftests.check(setting.experiment, tree)
+        kernels = build_kernels(setting.experiment, store.run / "patches", reporter, tree)
         for kernel in kernels:
             _refuse_another_kernel(store, kernel, bool(done))
             store.save(f"kernels/{kernel.arm}.json", kernel)
-        tests = selftests.build(setting.experiment, store.run / "patches", reporter)
+            keep.keep_config(store, kernel)
+        tests = selftests.build(setting.experiment, tree, store.run / "patches", reporter)
         selftests.save(store, tests)
         bench = make_bench(setting, guests, kernels, tests)
         before_trials = time.monotonic()
@@ -150,15 +162,25 @@ def settle(chosen: Experiment, reporter: Reporter) -> Setting:
     return Setting(chosen, plan.make_plan(chosen), accel, why, test_accel)
 
 
-def build_kernels(chosen: Experiment, patches: Path, reporter: Reporter) -> tuple[BuiltKernel, ...]:
-    """Fetch the tree, read every arm's patches against it, build; nothing for ``target: local``.
+def take_tree(chosen: Experiment, store: Store, reporter: Reporter, update: bool) -> KernelTree | None:
+    """The run's kernel tree, see :func:`keep.take_tree`; None for ``target: local``, which builds nothing."""
+    if chosen.target.kind == "local":
+        return None
+    return keep.take_tree(store, chosen.kernel.sources, cache.cache_dir(), reporter.say, update=update)
+
+
+def build_kernels(
+    chosen: Experiment, patches: Path, reporter: Reporter, tree: KernelTree | None = None
+) -> tuple[BuiltKernel, ...]:
+    """Read every arm's patches against ``tree`` (None: fetch it), build; nothing for ``target: local``.
 
     Patches recovered from mails are kept under ``patches``, a folder an arm.
     """
     if chosen.target.kind == "local":
         return ()
-    tree = source.fetch(chosen.kernel.sources, cache.cache_dir(), reporter.say)
-    reporter.say(f"kernel tree: {tree.identity}")
+    if tree is None:
+        tree = source.fetch(chosen.kernel.sources, cache.cache_dir(), reporter.say)
+        reporter.say(f"kernel tree: {tree.identity}")
     ready = tuple(arms.make_ready(arm, tree.path, patches / arm.name) for arm in chosen.arms)
     for item in ready:
         for note in item.notes:

@@ -10,8 +10,9 @@ from orchestrator import cache
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Selftest, SelftestCell, SelftestSpec
 from orchestrator.image import GuestFile
-from orchestrator.kernel import arms, selftests, source
+from orchestrator.kernel import arms, selftests
 from orchestrator.kernel.selftests import BuiltSelftests
+from orchestrator.kernel.source import KernelTree
 from orchestrator.progress import Reporter
 from orchestrator.store import Store
 from orchestrator.target.target import Job
@@ -19,18 +20,16 @@ from orchestrator.target.target import Job
 LIST = "selftests.list"  # in the trial's folder, and below /trial in the machine
 
 
-def check(chosen: Experiment, reporter: Reporter) -> None:
+def check(chosen: Experiment, tree: KernelTree | None) -> None:
     """Raise :class:`UserError` for a test that the tree does not have, before minutes go into kernels."""
-    if chosen.selftests is not None:
-        tree = source.fetch(chosen.kernel.sources, cache.cache_dir(), reporter.say)
+    if chosen.selftests is not None and tree is not None:
         check_names(chosen.selftests, selftests.test_names(tree.path), tree.identity)
 
 
-def build(chosen: Experiment, patches: Path, reporter: Reporter) -> tuple[BuiltSelftests, ...]:
+def build(chosen: Experiment, tree: KernelTree | None, patches: Path, reporter: Reporter) -> tuple[BuiltSelftests, ...]:
     """Every arm's tests; none if the experiment does not ask for them. Patches of mails are kept under ``patches``."""
-    if chosen.selftests is None:
+    if chosen.selftests is None or tree is None:
         return ()
-    tree = source.fetch(chosen.kernel.sources, cache.cache_dir(), reporter.say)
     ready = [arms.make_ready(arm, tree.path, patches / arm.name).arm for arm in chosen.arms]
     built = selftests.build_selftests(tree, ready, cache.cache_dir(), reporter.say)
     for item in built:

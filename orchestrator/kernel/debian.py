@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator import proc
 from orchestrator.errors import CommandError, SourceError
@@ -24,6 +25,8 @@ SECURITY = "security"
 MAIN_KINDS = {"", "updates", "backports", "proposed-updates"}
 UPDATE_DEADLINE_S = 300.0
 DOWNLOAD_DEADLINE_S = 1800.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,18 @@ def mirrors(suite: str, entries: Iterable[Entry], codename: str) -> tuple[str, .
 
 def download(source: DebianSource, folder: Path, say: Callable[[str], None], apt: Path = Path("/etc/apt")) -> Package:
     """Fetch the package into ``folder`` (empty, ours). Raises :class:`SourceError` that says why each mirror failed."""
+    return _first_mirror(source, folder, say, apt, lambda uri, own: _download_from(uri, source, own))
+
+
+def offered_sha256(source: DebianSource, folder: Path, say: Callable[[str], None], apt: Path = Path("/etc/apt")) -> str:
+    """SHA-256 of the package that the suite offers now, from its signed index: a small download. Raises as above."""
+    return _first_mirror(source, folder, say, apt, lambda uri, own: _ask(uri, source, own))
+
+
+def _first_mirror(
+    source: DebianSource, folder: Path, say: Callable[[str], None], apt: Path, work: Callable[[str, Path], T]
+) -> T:
+    """What ``work`` returns for the first mirror with which it does not fail, in a folder of its own for each."""
     if not KEYRING.is_file():
         raise SourceError(f"{KEYRING} is missing", hint="apt-get install debian-archive-keyring")
     failures: list[str] = []
@@ -93,7 +108,7 @@ def download(source: DebianSource, folder: Path, say: Callable[[str], None], apt
     for number, uri in enumerate(mirrors(source.suite, configured(apt), codename)):
         say(f"asking the apt mirror for {source.package} of {source.suite}")
         try:
-            return _download_from(uri, source, folder / str(number))
+            return work(uri, folder / str(number))
         except CommandError as error:
             failures.append(f"{uri}: {error.what}")
     raise SourceError(f"{source.package} of {source.suite}: " + "; ".join(failures))
@@ -116,14 +131,30 @@ def unpack(package: Package, name: str, folder: Path, say: Callable[[str], None]
     )
 
 
-def _download_from(uri: str, source: DebianSource, folder: Path) -> Package:
+def _update(uri: str, source: DebianSource, folder: Path) -> list[str | Path]:
+    """Fetch the suite's index into ``folder``; returns the ``apt-get`` that works with it."""
     private = folder / "apt"
     for name in ("lists/partial", "cache/archives/partial", "etc"):
         (private / name).mkdir(parents=True)
     sources = private / "sources.list"
     sources.write_text(f"deb [signed-by={KEYRING}] {uri} {source.suite} main\n", encoding="utf-8")
-    apt_get = [proc.require("apt-get", "apt"), *_options(private, sources)]
+    apt_get: list[str | Path] = [proc.require("apt-get", "apt"), *_options(private, sources)]
     proc.run([*apt_get, "update"], deadline_s=UPDATE_DEADLINE_S, cwd=folder, env={"LC_ALL": "C"})
+    return apt_get
+
+
+def _ask(uri: str, source: DebianSource, folder: Path) -> str:
+    apt_get = _update(uri, source, folder)
+    argv = [*apt_get, "--print-uris", "download", source.package]
+    text = proc.run(argv, deadline_s=UPDATE_DEADLINE_S, cwd=folder, env={"LC_ALL": "C"}).stdout
+    found = re.findall(r"^'.*' \S+ \d+ SHA256:([0-9a-f]{64})$", text, re.MULTILINE)
+    if len(found) != 1:
+        raise SourceError(f"the index of {source.suite} names {len(found)} SHA-256 for {source.package}")
+    return str(found[0])
+
+
+def _download_from(uri: str, source: DebianSource, folder: Path) -> Package:
+    apt_get = _update(uri, source, folder)
     proc.run([*apt_get, "download", source.package], deadline_s=DOWNLOAD_DEADLINE_S, cwd=folder, env={"LC_ALL": "C"})
     packages = sorted(folder.glob("*.deb"))
     if len(packages) != 1:

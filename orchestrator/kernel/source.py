@@ -4,7 +4,8 @@
     sources/names/NAME                          content id that a package of a suite had when it was fetched
     sources/stamps/STAMP                        content id of an existing tree (see snapshot.py)
 
-A tree of a named suite is fetched once and then kept: results stay comparable until somebody removes ``sources/names``.
+A tree of a named suite is fetched once and then kept, so that results stay comparable; ``fetch(update=True)``, which a
+nightly does, asks the suite again. A git ref is resolved each time. A run that goes on keeps its tree (``take_tree``).
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ class KernelTree:
 
     ``identity`` is for people ("Debian linux-source-5.10 5.10.262-1"); ``content_id`` is the SHA-256 of what was
     fetched (package, tarball), of the git commit's name, or of an existing tree's contents; ``release`` is the
-    version in the tree's Makefile.
+    version in the tree's Makefile; ``commit`` is the full name of a git commit, empty for other sources.
     """
 
     path: Path
     identity: str
     content_id: str
     release: str
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,18 @@ class _Record:
     identity: str
     content_id: str
     release: str
+    commit: str = ""
 
 
-def fetch(sources: Sequence[Source], cache: Path, progress: Say) -> KernelTree:
-    """The first of ``sources`` that can be had. Raises :class:`SourceError` that says why each of them failed."""
+def fetch(sources: Sequence[Source], cache: Path, progress: Say, *, update: bool = False) -> KernelTree:
+    """The first of ``sources`` that can be had. Raises :class:`SourceError` that says why each of them failed.
+
+    ``update``: also ask a Debian suite for a newer package than the one in the cache.
+    """
     failures: list[str] = []
     for source in sources:
         try:
-            return _fetch(source, cache, progress)
+            return _fetch(source, cache, progress, update)
         except (OrchError, OSError) as error:
             what = error.what if isinstance(error, OrchError) else str(error)
             hint = f" ({error.hint})" if isinstance(error, OrchError) and error.hint else ""
@@ -72,6 +78,15 @@ def fetch(sources: Sequence[Source], cache: Path, progress: Say) -> KernelTree:
     if not failures:
         raise SourceError("the experiment lists no kernel source")
     raise SourceError("no kernel source could be had:\n" + "\n".join(f"  - {line}" for line in failures))
+
+
+def cached(cache: Path, content_id: str) -> KernelTree | None:
+    """The tree with this content, if the cache still has it."""
+    folder = cache / "sources" / content_id
+    if not (folder / "source.json").is_file():
+        return None
+    record = load_json(folder / "source.json", _Record)
+    return KernelTree(folder / "tree", record.identity, record.content_id, record.release, record.commit)
 
 
 def describe(source: Source) -> str:
@@ -87,11 +102,11 @@ def describe(source: Source) -> str:
             return f"git {source.repository} {source.ref}"
 
 
-def _fetch(source: Source, cache: Path, say: Say) -> KernelTree:
+def _fetch(source: Source, cache: Path, say: Say, update: bool) -> KernelTree:
     with lock(cache / "sources" / ".lock", wait_s=LOCK_WAIT_S, say=say):
         match source:
             case DebianSource():
-                return _debian(source, cache, say)
+                return _debian(source, cache, say, update)
             case TreeSource():
                 return _tree(source, cache, say)
             case TarballSource():
@@ -100,20 +115,25 @@ def _fetch(source: Source, cache: Path, say: Say) -> KernelTree:
                 return _git(source, cache, say)
 
 
-def _debian(source: DebianSource, cache: Path, say: Say) -> KernelTree:
+def _debian(source: DebianSource, cache: Path, say: Say, update: bool) -> KernelTree:
     name = cache / "sources" / "names" / f"debian {source.package} {source.suite}".replace("/", "_")
-    if name.is_file() and (known := _cached(cache, name.read_text(encoding="ascii").strip())):
+    if not update and name.is_file() and (known := cached(cache, name.read_text(encoding="ascii").strip())):
         return known
     with _scratch(cache) as scratch:
-        package = debian.download(source, scratch, say)
-        content_id = file_sha256(package.path)
-        identity = f"Debian {source.package} {package.version}"
-        tree = _cached(cache, content_id) or _publish(
-            cache, identity, content_id, lambda folder: debian.unpack(package, source.package, folder, say)
-        )
+        offered = cached(cache, debian.offered_sha256(source, scratch / "offered", say)) if update else None
+        tree = offered or _debian_download(source, cache, scratch, say)
     name.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(name, content_id.encode())
+    write_atomic(name, tree.content_id.encode())
     return tree
+
+
+def _debian_download(source: DebianSource, cache: Path, scratch: Path, say: Say) -> KernelTree:
+    package = debian.download(source, scratch, say)
+    content_id = file_sha256(package.path)
+    identity = f"Debian {source.package} {package.version}"
+    return cached(cache, content_id) or _publish(
+        cache, identity, content_id, lambda folder: debian.unpack(package, source.package, folder, say)
+    )
 
 
 def _tree(source: TreeSource, cache: Path, say: Say) -> KernelTree:
@@ -125,14 +145,14 @@ def _tree(source: TreeSource, cache: Path, say: Say) -> KernelTree:
                 hint=f"make -C {source.path} mrproper",
             )
     content_id = snapshot.content_id(source.path, cache)
-    if known := _cached(cache, content_id):
+    if known := cached(cache, content_id):
         return known
     say(f"copying {source.path} into the cache")
     return _publish(cache, f"tree {source.path}", content_id, lambda folder: snapshot.copy(source.path, folder))
 
 
 def _tarball(source: TarballSource, cache: Path, say: Say) -> KernelTree:
-    if known := _cached(cache, source.sha256):
+    if known := cached(cache, source.sha256):
         return known
     with _scratch(cache) as scratch:
         file = source.path
@@ -152,13 +172,13 @@ def _tarball(source: TarballSource, cache: Path, say: Say) -> KernelTree:
 def _git(source: GitSource, cache: Path, say: Say) -> KernelTree:
     commit = gitref.resolve(source)
     content_id = hashlib.sha256(f"git commit {commit}".encode()).hexdigest()
-    if known := _cached(cache, content_id):
+    if known := cached(cache, content_id):
         return known
     with _scratch(cache) as scratch:
         say(f"fetching {source.ref} of {source.repository}")
         tar = gitref.archive(source, commit, scratch)
         identity = f"git {source.ref} ({commit[:12]})"
-        return _publish(cache, identity, content_id, lambda folder: extract(tar, folder))
+        return _publish(cache, identity, content_id, lambda folder: extract(tar, folder), commit)
 
 
 def extract(tar: Path, folder: Path) -> None:
@@ -219,22 +239,14 @@ def _scratch(cache: Path) -> Iterator[Path]:
         remove(folder)
 
 
-def _cached(cache: Path, content_id: str) -> KernelTree | None:
-    folder = cache / "sources" / content_id
-    if not (folder / "source.json").is_file():
-        return None
-    record = load_json(folder / "source.json", _Record)
-    return KernelTree(folder / "tree", record.identity, record.content_id, record.release)
-
-
-def _publish(cache: Path, identity: str, content_id: str, fill: Callable[[Path], None]) -> KernelTree:
+def _publish(cache: Path, identity: str, content_id: str, fill: Callable[[Path], None], commit: str = "") -> KernelTree:
     final = cache / "sources" / content_id
     with publish(final) as temporary:
         (temporary / "tree").mkdir()
         fill(temporary / "tree")
-        record = _Record(identity, content_id, _release(temporary / "tree"))
+        record = _Record(identity, content_id, _release(temporary / "tree"), commit)
         write_atomic(temporary / "source.json", to_json(record))
-    return KernelTree(final / "tree", identity, content_id, record.release)
+    return KernelTree(final / "tree", identity, content_id, record.release, commit)
 
 
 def _release(tree: Path) -> str:

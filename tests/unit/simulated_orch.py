@@ -2,11 +2,13 @@
 
 In a test, ``install(monkeypatch.setattr)``; as a program, an ``orch`` for other processes to kill. What a trial does is
 decided by its arm's name: ``base``, ``v1`` …, or one of ``panic``, ``oops``, ``lost``, ``slow``, ``broken`` (a kernel
-that does not compile), ``gone`` (a target that does not start).
+that does not compile), ``gone`` (a target that does not start). The kernel's version is what the file ``version`` beside
+the config says, 5.10.262 without it; one that ends in ``-slow`` is slow in every arm.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -24,14 +26,19 @@ from simulate import recording_bytes
 
 from orchestrator import cli, doctor, image, run
 from orchestrator.doctor import AccelChoice
-from orchestrator.errors import TargetError
+from orchestrator.errors import SourceError, TargetError
 from orchestrator.experiment import Experiment
 from orchestrator.image import Guests
+from orchestrator.kernel import keep
 from orchestrator.kernel.build import BuiltKernel
+from orchestrator.kernel.source import KernelTree
+from orchestrator.store import Store
 from orchestrator.target.target import CONSOLE, RECORDING, STATUS, Evidence, Job
 
 CONSOLES = Path(__file__).parents[1] / "data" / "consoles"
 FAULTS = 256
+RELEASE = "5.10.262"
+SLOW, SLOW_FACTOR = "-slow", 1.5
 NOTES = "SIMULATED_ORCH_NOTES"  # environment: a file that gets a line for each trial that begins
 SECONDS = "SIMULATED_ORCH_SECONDS"  # environment: how long a trial takes
 
@@ -56,14 +63,15 @@ class SimulatedTarget:
         ended = arm not in ("panic", "oops", "lost")
         (folder / STATUS).write_text("pid1 0.1\nstart 1.1\n" + ("exit 0\nend 1.2\n" if ended else ""))
         if ended:
-            (folder / RECORDING).write_bytes(make_recording(arm, cell, seed))
+            factor = {"factor": SLOW_FACTOR} if str(job.vmlinux).endswith(SLOW) else {}
+            (folder / RECORDING).write_bytes(make_recording(arm, cell, seed, **factor))
         return Evidence("ended", 0, 0.7, 2.0)
 
 
-def make_recording(arm: str, cell: str, seed: int) -> bytes:
+def make_recording(arm: str, cell: str, seed: int, factor: float = 1.0) -> bytes:
     """The same for every arm but ``slow``, whose faults take half as long again."""
     cycles = np.random.default_rng(seed).normal(10_000, 50, FAULTS)
-    cycles *= 1.5 if arm == "slow" else 1.0
+    cycles *= SLOW_FACTOR if arm == "slow" else factor
     names = ("pf_fixed", "pf_guest", "exits", "io_exits", "mmio_exits", "irq_exits", "halt_exits", "insn_emulation")
     counters = dict.fromkeys(names, 0) | {"pf_fixed": FAULTS, "exits": FAULTS + 8, "io_exits": 8}
     return recording_bytes(
@@ -71,20 +79,37 @@ def make_recording(arm: str, cell: str, seed: int) -> bytes:
     )
 
 
-def build_kernels(chosen: Experiment, patches: Path, reporter: object) -> tuple[BuiltKernel, ...]:
+def take_tree(chosen: Experiment, store: Store, reporter: object, update: bool) -> KernelTree:
+    """A tree of the version that is offered now; as the real one, a run that goes on keeps its own."""
+    if (store.run / keep.TREE).exists():
+        return store.load(keep.TREE, KernelTree)
+    offered = chosen.path.with_name("version")
+    version = offered.read_text().strip() if offered.exists() else RELEASE
+    if version == "none":
+        raise SourceError("no kernel source could be had:\n  - simulated: the mirror does not answer")
+    tree = KernelTree(Path("/nowhere"), f"simulated {version}", hashlib.sha256(version.encode()).hexdigest(), version)
+    store.save(keep.TREE, tree)
+    return tree
+
+
+def build_kernels(
+    chosen: Experiment, patches: Path, reporter: object, tree: KernelTree | None = None
+) -> tuple[BuiltKernel, ...]:
     """Kernels that nobody boots. The log of the one that does not compile lies beside ``patches``."""
-    return tuple(_kernel(arm.name, patches.with_name("build.log")) for arm in chosen.arms)
+    release = RELEASE if tree is None else tree.release
+    return tuple(_kernel(arm.name, release, patches.with_name("build.log")) for arm in chosen.arms)
 
 
-def _kernel(arm: str, log: Path) -> BuiltKernel:
+def _kernel(arm: str, release: str, log: Path) -> BuiltKernel:
     if arm == "broken":
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("  CC  mmu.o\nmmu.c:3: error: 'x' undeclared\n")
         return BuiltKernel(
             arm, "failed", "", None, "", None, "", None, "", 1.0, False, log, "mmu.c:3: error: 'x' undeclared"
         )
-    path = Path("/nowhere")
-    return BuiltKernel(arm, "ok", "5.10.262", path, "ab" * 32, path, "cd" * 32, path, "ef" * 20, 10.0, True, path, "")
+    path = Path("/nowhere") if release == RELEASE else Path("/nowhere") / release
+    content = hashlib.sha256(f"{arm} {release}".encode()).hexdigest()
+    return BuiltKernel(arm, "ok", release, path, content, path, "cd" * 32, path, content[:40], 10.0, True, path, "")
 
 
 def install(patch: Callable[[Any, str, object], None]) -> None:
@@ -92,6 +117,7 @@ def install(patch: Callable[[Any, str, object], None]) -> None:
     nothing = Guests(Path("/init"), Path("/fault_vmm"), Path("/tsc_khz"), "simulated")
     patch(doctor, "pick_accel", lambda wanted, cpus: AccelChoice("icount", "icount, simulated"))
     patch(image, "build_guests", lambda say: nothing)
+    patch(run, "take_tree", take_tree)
     patch(run, "build_kernels", build_kernels)
     patch(run, "make_target", lambda setting, guests: SimulatedTarget())
 

@@ -98,6 +98,32 @@ def test_apt_works_in_our_folders_only(tmp_path: Path, monkeypatch: pytest.Monke
     assert [call[-1] for call in calls[:2]] == ["update", "linux-source-5.10"]
 
 
+def asked(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """``offered_sha256`` of an apt-get that prints ``answer``; nothing may be downloaded."""
+
+    def run(argv: list[object], **kwargs: object) -> proc.Completed:
+        words = [str(word) for word in argv]
+        assert words[-1] == "update" or words[-3:-1] == ["--print-uris", "download"]
+        return proc.Completed(tuple(words), 0, "" if words[-1] == "update" else answer, 0.0)
+
+    monkeypatch.setattr(proc, "run", run)
+    monkeypatch.setattr(proc, "require", lambda program, package: f"/usr/bin/{program}")
+    monkeypatch.setattr(debian, "KEYRING", APT / "deb822/sources.list.d/debian.sources")
+    source = DebianSource("linux-source-5.10", "bullseye-security")
+    return debian.offered_sha256(source, tmp_path / "offered", lambda line: None, APT / "deb822")
+
+
+def test_what_a_suite_offers_is_asked_for_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "linux-source-5.10_5.10.262-1_all.deb"
+    line = f"'http://mirror.example/debian-security/pool/{name}' {name} 121947504 SHA256:{'4f' * 32}\n"
+    assert asked(line, tmp_path, monkeypatch) == "4f" * 32
+
+
+def test_an_index_without_a_sha256_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceError, match="names 0 SHA-256 for linux-source-5.10"):
+        asked("'http://mirror.example/x.deb' x.deb 1 MD5Sum:00\n", tmp_path, monkeypatch)
+
+
 def test_every_mirror_that_failed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(argv: list[object], **kwargs: object) -> proc.Completed:
         raise CommandError("exited with 100: the signature does not verify")
