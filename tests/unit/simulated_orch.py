@@ -2,8 +2,8 @@
 
 In a test, ``install(monkeypatch.setattr)``; as a program, an ``orch`` for other processes to kill. What a trial does is
 decided by its arm's name: ``base``, ``v1`` …, or one of ``panic``, ``oops``, ``lost``, ``slow``, ``broken`` (a kernel
-that does not compile), ``gone`` (a target that does not start). The kernel's version is what the file ``version`` beside
-the config says, 5.10.262 without it; one that ends in ``-slow`` is slow in every arm.
+that does not compile), ``gone`` (a target that does not start). The kernel's version is what the file ``version``
+beside the config says, 5.10.262 without it; one that ends in ``-slow`` is slow in every arm.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""kernel/keep.py: a run that goes on keeps its tree, a nightly's new run takes the newest; apt and git are real or faked
-at their own door."""
+"""kernel/keep.py: a run that goes on keeps its tree, a nightly's new run takes the newest."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_what_a_suite_offers_is_asked_for_without_a_download(tmp_path: Path, mon
 
 
 def test_an_index_without_a_sha256_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SourceError, match="names 0 SHA-256 for linux-source-5.10"):
+    with pytest.raises(SourceError, match="names 0 SHA-256 for linux-source"):
         asked("'http://mirror.example/x.deb' x.deb 1 MD5Sum:00\n", tmp_path, monkeypatch)
 
 

@@ -1,0 +1,173 @@
+"""Two runs of one experiment against each other: base with base, arm with arm, in every cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from orchestrator.analysis import compare, wording
+from orchestrator.analysis.model import BootSummary, CellComparison, CheckResult, MetricComparison
+from orchestrator.errors import UserError, printable
+from orchestrator.nights.catalogue import Run
+from orchestrator.nights.sameness import Sameness, examine, same_seeds
+from orchestrator.report.style import microseconds, per_fault
+
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Versus:
+    """What changed from ``left`` to ``right``. Verdicts are of ``right``; lower is better in every metric.
+
+    ``failed`` are checks that fail in ``right`` and did not in ``left``, ``mended`` the other way round; ``only`` says
+    which arms just one of the runs has.
+    """
+
+    left: Run
+    right: Run
+    sameness: Sameness
+    exact: bool
+    metrics: tuple[MetricComparison, ...]
+    verdicts: tuple[CellComparison, ...]
+    failed: tuple[CheckResult, ...]
+    mended: tuple[CheckResult, ...]
+    only: tuple[str, ...]
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """What got worse, a line each: metrics that decide a verdict, checks that fail now."""
+        lines = [
+            f"{item.cell}, {item.arm}: {wording.change(item)}"
+            for item in self.metrics
+            if item.verdict == "regressed" and item.decides
+        ]
+        return (*lines, *(f"check {_where(check)} failed: {check.why}" for check in self.failed))
+
+    @property
+    def better(self) -> tuple[str, ...]:
+        """What got better, a line each."""
+        lines = [
+            f"{item.cell}, {item.arm}: {wording.change(item)}"
+            for item in self.metrics
+            if item.verdict == "improved" and item.decides
+        ]
+        return (*lines, *(f"check {_where(check)} holds again" for check in self.mended))
+
+
+def versus(left: Run, right: Run) -> Versus:
+    """Compare two runs by the statistics of the report, boot by boot in the order of their seeds.
+
+    Under icount with the same seeds each pair is exact. Otherwise the boots are those of two nights, and what changed
+    on the machine between them is part of the difference. Raises :class:`UserError`, naming each field with both
+    values, if the runs differ in anything else that matters.
+    """
+    sameness = examine(left, right)
+    if sameness.refused:
+        lines = "\n".join(f"  {item.render()}" for item in sameness.refused)
+        raise UserError(
+            f"{left.name} and {right.name} cannot be compared, they differ in\n{lines}",
+            hint=f"orch history {right.manifest.experiment}   (says which runs go together)",
+        )
+    exact = right.manifest.accel == "icount" and same_seeds(left, right)
+    metrics = compare.judge(_effects(left, right), left.name, exact)
+    pairs = dict.fromkeys((item.cell, item.arm) for item in metrics)
+    verdicts = tuple(
+        wording.cell_verdict(cell, arm, [item for item in metrics if (item.cell, item.arm) == (cell, arm)])
+        for cell, arm in pairs
+    )
+    ours, theirs = ([arm.name for arm in run.experiment.arms] for run in (left, right))
+    only = [f"arm {arm}: only in {left.name}" for arm in ours if arm not in theirs]
+    only += [f"arm {arm}: only in {right.name}" for arm in theirs if arm not in ours]
+    return Versus(
+        left, right, sameness, exact, metrics, verdicts, _turned(left, right), _turned(right, left), tuple(only)
+    )
+
+
+def _effects(left: Run, right: Run) -> list[compare.Effect]:
+    common = [arm.name for arm in right.experiment.arms if arm.name in {item.name for item in left.experiment.arms}]
+    margin = right.experiment.report.margin
+    effects: list[compare.Effect] = []
+    for cell in right.experiment.cells:
+        for arm in common:
+            sides = [run.comparison.summary(cell.name, arm) for run in (left, right)]
+            both = zip((left, right), sides, strict=True)
+            ended = [f"{run.name}: {side.outcome}" for run, side in both if not side.boots]
+            missing = ended[0] if ended else ""
+            one, other = (_by_boot(side.per_boot) for side in sides)
+            effects += compare.effects_of(cell.name, arm, one, other, margin, missing)
+    return effects
+
+
+def _by_boot(boots: Sequence[BootSummary]) -> tuple[BootSummary, ...]:
+    """Boots are paired by their number, whose seed is the same in both runs; blocks count differently in each."""
+    return tuple(dataclasses.replace(boot, block=boot.boot) for boot in boots)
+
+
+def _turned(before: Run, after: Run) -> tuple[CheckResult, ...]:
+    """Checks that fail in ``after`` and did not in ``before``."""
+    failed = {(item.name, item.arm, item.cell) for item in before.comparison.checks if item.status == "failed"}
+    return tuple(
+        item
+        for item in after.comparison.checks
+        if item.status == "failed" and (item.name, item.arm, item.cell) not in failed
+    )
+
+
+def _where(check: CheckResult) -> str:
+    where = ", ".join(part for part in (check.cell, check.arm) if part)
+    return f"{check.name} ({where})" if where else check.name
+
+
+# --- as text ----------------------------------------------------------------------------------------------------------
+
+
+def render(found: Versus) -> str:
+    """For a terminal: what differs, what came of it in each cell and arm, and every metric that is not equivalent."""
+    lines = [f"{found.left.name} (before) and {found.right.name} (after)", ""]
+    lines += [f"  {item.render()}" for item in found.sameness.compared] or ["  the same kernels, from the same sources"]
+    lines += [f"  note: {note}" for note in (*found.sameness.notes, *found.only, _basis(found))]
+    for cell in dict.fromkeys(item.cell for item in found.verdicts):
+        lines += ["", cell]
+        for verdict in found.verdicts:
+            if verdict.cell == cell:
+                lines += _rows(found, verdict)
+    lines += ["", *(f"check {_where(item)} FAILED: {item.why}" for item in found.failed)]
+    lines += [f"check {_where(item)} holds again" for item in found.mended]
+    lines.append(_last(found))
+    return "\n".join(line for text in lines for line in _wrap(printable(text))) + "\n"
+
+
+def _rows(found: Versus, verdict: CellComparison) -> Iterator[str]:
+    metrics = [item for item in found.metrics if (item.cell, item.arm) == (verdict.cell, verdict.arm)]
+    same = found.exact and all(item.ratio == 1 for item in metrics)
+    yield f"  {verdict.arm}: {verdict.verdict}: {'identical' if same else verdict.summary}"
+    for item in metrics:
+        if item.verdict == "equivalent" or item.value is None or item.base_value is None:
+            continue
+        write = per_fault if item.metric == "retries_per_fault" else microseconds
+        unit = "" if item.metric == "retries_per_fault" else " µs"
+        low, high = item.ci
+        interval = f", ratio {low:.3f} to {high:.3f}" if low is not None and high is not None and low != high else ""
+        yield (
+            f"    {wording.LABELS[item.metric]:8}{write(item.base_value)} → {write(item.value)}{unit}"
+            f" ({wording.change(item).split(' ', 1)[1]}{interval}): {item.verdict}, {item.reason}"
+        )
+
+
+def _basis(found: Versus) -> str:
+    if found.exact:
+        return "time is counted in instructions and the seeds are the same: each pair of boots is exact"
+    return "the boots are of two times: what changed on the machine between them is part of the difference"
+
+
+def _last(found: Versus) -> str:
+    counts = [f"{sum(item.verdict == kind for item in found.verdicts)} {kind}" for kind in
+              ("improved", "regressed", "mixed", "equivalent", "inconclusive")]  # fmt: skip
+    return f"cells and arms: {', '.join(counts)}; margin ±{found.right.experiment.report.margin * 100:g} %"
+
+
+def _wrap(line: str) -> list[str]:
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(line, WIDTH, subsequent_indent=f"{indent}    ", break_on_hyphens=False) or [""]

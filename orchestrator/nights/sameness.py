@@ -1,0 +1,240 @@
+"""Whether two runs can be compared: what must be the same, what may differ, and what is being compared.
+
+Must be the same: whatever changes a latency and is not the kernel's source. Where time is counted in instructions
+(icount) the machine below does not matter; otherwise it does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import printable
+from orchestrator.experiment import Cell
+from orchestrator.kernel.build import BuiltKernel
+from orchestrator.kernel.keep import config_name
+from orchestrator.manifest import FileId
+from orchestrator.nights.catalogue import Run
+from orchestrator.store import file_sha256
+from orchestrator.target.target import COMMAND
+
+NOT_RECORDED = "not recorded"
+# The kernel itself, and what is measured again before each boot and differs in the last digit.
+OWN_ARGUMENTS = {"-kernel"}
+MEASURED = re.compile(r"\btsc_early_khz=\d+\s?")
+SHOWN_OPTIONS = 6
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field with both values."""
+
+    field: str
+    left: str
+    right: str
+
+    def render(self) -> str:
+        return f"{self.field}: {printable(self.left) or '(empty)'} | {printable(self.right) or '(empty)'}"
+
+
+@dataclass(frozen=True)
+class Sameness:
+    """``refused``: why the two cannot be compared. ``compared``: what differs and may. ``notes``: to keep in mind."""
+
+    refused: tuple[Difference, ...]
+    compared: tuple[Difference, ...]
+    notes: tuple[str, ...]
+
+
+def examine(left: Run, right: Run) -> Sameness:
+    """Hold the manifests of two runs, and what belongs to them, against each other."""
+    config, added = _kernel_config(left, right)
+    refused = [*_machine(left, right), *_programs(left, right), *_cells(left, right), *config]
+    notes = [*added, *_notes(left, right)]
+    # A machine that differs is named once, by its field, and not again by every argument that follows from it.
+    if not refused:
+        refused += _qemu_arguments(left, right)
+    return Sameness(tuple(refused), tuple(_compared(left, right)), tuple(notes))
+
+
+def same_seeds(left: Run, right: Run) -> bool:
+    """Whether boot by boot the two had the same seeds, as far as both go."""
+    pairs = list(zip(left.manifest.seeds, right.manifest.seeds, strict=False))
+    return bool(pairs) and all(one == other for one, other in pairs)
+
+
+def _machine(left: Run, right: Run) -> Iterator[Difference]:
+    one, other = left.experiment.target, right.experiment.target
+    yield from _differ("experiment", left.manifest.experiment, right.manifest.experiment)
+    yield from _differ("target.kind", one.kind, other.kind)
+    yield from _differ("accelerator", left.manifest.accel, right.manifest.accel)
+    for field in ("machine", "cpus", "mem_mib"):
+        yield from _differ(f"target.{field}", getattr(one, field), getattr(other, field))
+    yield from _differ("QEMU", left.manifest.qemu_version, right.manifest.qemu_version)
+    if left.manifest.accel == "icount" and right.manifest.accel == "icount":
+        return
+    host, its = left.manifest.host, right.manifest.host
+    for field, what in (("cpu", "host's CPU"), ("cores", "host's CPUs"), ("machine", "host's architecture")):
+        yield from _differ(what, getattr(host, field), getattr(its, field))
+    if left.manifest.accel == "kvm":  # The kernel below is half of what a nested exit costs.
+        yield from _differ("host's kernel", host.kernel, its.kernel)
+
+
+def _programs(left: Run, right: Run) -> Iterator[Difference]:
+    yield from _differ("guest programs", _short(left.manifest.guests_id), _short(right.manifest.guests_id))
+    yield from _differ_files("kernel config fragments", left.manifest.fragments, right.manifest.fragments)
+
+
+def _cells(left: Run, right: Run) -> Iterator[Difference]:
+    ours, theirs = _by_name(left.experiment.cells), _by_name(right.experiment.cells)
+    for name in dict.fromkeys([*ours, *theirs]):
+        if name not in ours or name not in theirs:
+            has = ["a cell" if name in side else "no such cell" for side in (ours, theirs)]
+            yield Difference(f"cells.{name}", *has)
+            continue
+        one, other = _flat(ours[name]), _flat(theirs[name])
+        for field in dict.fromkeys([*one, *other]):
+            yield from _differ(f"cells.{name}.{field}", one.get(field, "none"), other.get(field, "none"))
+
+
+def _by_name(cells: Sequence[Cell]) -> dict[str, Cell]:
+    return {cell.name: cell for cell in cells}
+
+
+def _flat(cell: Cell) -> dict[str, object]:
+    """A cell's fields by the keys of the config: ``guest.mem_mib`` …"""
+    parts = {"guest": cell.guest, "storm": cell.storm}
+    return {
+        f"{part}.{field.name}": getattr(value, field.name)
+        for part, value in parts.items()
+        if value is not None
+        for field in dataclasses.fields(value)
+    }
+
+
+# --- the kernel's configuration ---------------------------------------------------------------------------------------
+
+
+def _kernel_config(left: Run, right: Run) -> tuple[list[Difference], list[str]]:
+    """Options that both arms have with different values (the compiler is among them), and a note on what one lacks.
+
+    Another version of the tree brings and drops options of its own: these belong to what is compared.
+    """
+    refused: dict[str, Difference] = {}
+    notes: dict[str, None] = {}
+    theirs = {kernel.arm: kernel for kernel in right.kernels}
+    for kernel in left.kernels:
+        other = theirs.get(kernel.arm)
+        if other is None or kernel.config_sha256 == other.config_sha256 or "failed" in (kernel.build, other.build):
+            continue
+        one, its = _options(left, kernel), _options(right, other)
+        if one is None or its is None:
+            hashes = [_short(item.config_sha256) for item in (kernel, other)]
+            refused["config"] = Difference(f"kernel config of {kernel.arm} (the files are gone)", hashes[0], hashes[1])
+            continue
+        for name in sorted(one.keys() & its.keys()):
+            if one[name] != its[name]:
+                refused.setdefault(name, Difference(f"kernel config {name}", one[name], its[name]))
+        for said, names in (("gone", one.keys() - its.keys()), ("new", its.keys() - one.keys())):
+            if names:
+                more = f" and {len(names) - SHOWN_OPTIONS} more" if len(names) > SHOWN_OPTIONS else ""
+                notes[f"kernel options {said}: {', '.join(sorted(names)[:SHOWN_OPTIONS])}{more}"] = None
+    return list(refused.values()), list(notes)
+
+
+def _options(run: Run, kernel: BuiltKernel) -> Mapping[str, str] | None:
+    """Every option of an arm's configuration, ``n`` included; None if the file is gone or another one."""
+    for path in (run.folder / config_name(kernel.arm), kernel.config):
+        if path is not None and path.is_file() and file_sha256(path) == kernel.config_sha256:
+            text = path.read_text("utf-8", "replace")
+            given = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", text, re.MULTILINE))
+            return given | dict.fromkeys(re.findall(r"^# (CONFIG_\w+) is not set$", text, re.MULTILINE), "n")
+    return None
+
+
+# --- QEMU's arguments -------------------------------------------------------------------------------------------------
+
+
+def _qemu_arguments(left: Run, right: Run) -> Iterator[Difference]:
+    """The CPU model, the devices, the kernel's command line: as QEMU was really called for the same cell."""
+    if left.experiment.target.kind != "qemu":
+        return
+    for cell in left.experiment.cells:
+        one, other = _called(left, cell.name), _called(right, cell.name)
+        if one is None or other is None:
+            continue
+        for option in dict.fromkeys([*one, *other]):
+            yield from _differ(f"QEMU's {option}", one.get(option, "not given"), other.get(option, "not given"))
+        return
+
+
+def _called(run: Run, cell: str) -> dict[str, str] | None:
+    """The first boot of the base in a cell: QEMU's options with all their values."""
+    boots = run.comparison.summary(cell, run.comparison.base).per_boot
+    try:
+        text = (run.folder / "trials" / boots[0].trial / COMMAND).read_text("utf-8") if boots else ""
+        words = shlex.split(text.splitlines()[-1]) if text else []
+    except (OSError, ValueError):
+        return None
+    options: dict[str, str] = {}
+    for name, value in zip(words[1:], [*words[2:], ""], strict=True):
+        if name.startswith("-") and name not in OWN_ARGUMENTS:
+            given = "given" if value.startswith("-") or not value else MEASURED.sub("", value)
+            options[name] = f"{options[name]} {given}" if name in options else given
+    return options or None
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+def _compared(left: Run, right: Run) -> Iterator[Difference]:
+    yield from _differ("kernel tree", left.tree_text, right.tree_text)
+    if left.tree is not None and right.tree is not None and left.tree_text == right.tree_text:
+        yield from _differ("kernel tree's content", _short(left.tree.content_id), _short(right.tree.content_id))
+    ours, theirs = ({arm.arm: arm.patches for arm in run.manifest.arms} for run in (left, right))
+    for arm in dict.fromkeys([*ours, *theirs]):
+        yield from _differ_files(f"patches of {arm}", ours.get(arm), theirs.get(arm))
+    if left.manifest.accel == "local":
+        yield from _differ("running kernel", left.manifest.host.kernel, right.manifest.host.kernel)
+
+
+def _notes(left: Run, right: Run) -> Iterator[str]:
+    if not same_seeds(left, right):
+        more = "; under icount their figures differ for that alone" if left.manifest.accel == "icount" else ""
+        yield f"the two had different seeds{more}"
+    if len(left.manifest.seeds) != len(right.manifest.seeds):
+        yield f"{len(left.manifest.seeds)} boots against {len(right.manifest.seeds)}: the first of each are compared"
+    hosts = [run.manifest.host.node for run in (left, right)]
+    if hosts[0] != hosts[1] and left.manifest.accel != "icount":
+        yield f"the hosts are {hosts[0]} and {hosts[1]}, of one CPU model"
+    one, other = (f"{run.manifest.tool_version} {run.manifest.tool_commit}".strip() for run in (left, right))
+    if one != other:
+        yield f"made by orch {one} and {other}"
+    if left.experiment.report.margin != right.experiment.report.margin:
+        yield f"the margin is the second run's, {right.experiment.report.margin:g}"
+
+
+def _differ(field: str, left: object, right: object) -> Iterator[Difference]:
+    if left != right:
+        yield Difference(field, str(left), str(right))
+
+
+def _differ_files(field: str, left: Sequence[FileId] | None, right: Sequence[FileId] | None) -> Iterator[Difference]:
+    """Files are the same if their contents are, wherever they lie; None: there is no such arm."""
+    hashes = [None if files is None else [item.sha256 for item in files] for files in (left, right)]
+    if hashes[0] != hashes[1]:
+        yield Difference(field, _files(left), _files(right))
+
+
+def _files(files: Sequence[FileId] | None) -> str:
+    if files is None:
+        return "no such arm"
+    return ", ".join(f"{Path(item.path).name} {_short(item.sha256)}" for item in files) or "none"
+
+
+def _short(digest: str) -> str:
+    return digest[:16] or NOT_RECORDED
