@@ -53,25 +53,30 @@ class Windows:
         """How many windows overlap each interval [start, end], shape (faults,).
 
         Those that began before the interval's end, less those that were over by its start: exact for windows that
-        overlap one another as well (several threads), in O(faults log windows).
+        overlap one another as well (several threads), in O(faults log windows). Intervals that ascend, as those of one
+        vCPU do, which takes one fault after another, are counted in O(faults + windows log faults): the number
+        changes only at the faults where a window begins to count, or ceases to.
         """
-        return _places(self.starts, end, "left") - _places(self.ends, start, "right")
+        if not (_ascend(start) and _ascend(end)):
+            begun = np.searchsorted(self.starts, end, side="left")
+            return (begun - np.searchsorted(self.ends, start, side="right")).astype(np.int64)
+        before = np.searchsorted(self.starts, end[:1], "left") - np.searchsorted(self.ends, start[:1], "right")
+        first = np.searchsorted(end, self.starts[_within(self.starts, end, "left")], "right")
+        last = np.searchsorted(start, self.ends[_within(self.ends, start, "right")], "left")
+        steps = np.concatenate((first, last))
+        order = np.argsort(steps, kind="stable")
+        change = np.repeat([1, -1], [len(first), len(last)])[order]
+        number = np.cumsum(np.concatenate((before, change)))
+        return np.repeat(number, np.diff(steps[order], prepend=0, append=len(start)))
 
 
-def _places(keys: NDArray[np.uint64], at: NDArray[np.uint64], side: Literal["left", "right"]) -> NDArray[np.int64]:
-    """``np.searchsorted(keys, at, side)``, ten times faster where ``at`` ascends.
+def _ascend(values: NDArray[np.uint64]) -> bool:
+    return len(values) > 0 and bool((values[1:] >= values[:-1]).all())
 
-    It does for the faults of one vCPU, which takes one after another; then each of the fewer keys is looked for among
-    the faults, and the places are a running count of them.
-    """
-    if len(at) == 0 or not (at[1:] >= at[:-1]).all():
-        return np.searchsorted(keys, at, side).astype(np.int64)
-    before, until = np.searchsorted(keys, at[[0, -1]], side)
-    steps = np.bincount(
-        np.searchsorted(at, keys[before:until], "right" if side == "left" else "left"), minlength=len(at)
-    )
-    places: NDArray[np.int64] = before + np.cumsum(steps)
-    return places
+
+def _within(keys: NDArray[np.uint64], at: NDArray[np.uint64], side: Literal["left", "right"]) -> slice:
+    """Which ``keys`` are not before all of ``at`` or behind all of it, so that counting them up to each differs."""
+    return slice(*np.searchsorted(keys, at[[0, -1]], side).tolist())
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Sorter:
         end = start + faults.latency_cycles
         count = self._all.overlapping(start, end)
         busy = count > 0
-        kind = np.where(busy, UNRELATED, NONE).astype(np.uint8)
+        kind = np.where(busy, np.uint8(UNRELATED), np.uint8(NONE))
         for inside, windows, _ in self._inside(faults, busy):
             kind[inside[windows.overlapping(start[inside], end[inside]) > 0]] = NEEDED
         return Met(kind, count)
