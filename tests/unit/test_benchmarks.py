@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,22 @@ def test_the_contenders_agree_on_every_quantile(path: Path) -> None:
     for name, value in contenders.with_pandas(path).items():
         near = cycles[max(0, ranks[name] - 1) : ranks[name] + 2] * (1e9 / big_recording.TSC_HZ)
         assert near.min() <= value <= near.max()
+
+
+def test_eight_times_the_faults_take_no_more_memory(tmp_path: Path) -> None:
+    """Of the whole analysis: quantiles, curves, attribution, timeline. numpy's arrays are what tracemalloc sees."""
+    peaks = []
+    for faults in (1 << 18, 1 << 21):
+        path = tmp_path / "trials" / f"{faults}" / "recording.bin"
+        path.parent.mkdir(parents=True)
+        big_recording.write(path, faults)
+        tracemalloc.start()
+        try:
+            contenders.analysis(path)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < peaks[0] + (2 << 20) and peaks[1] < 64 << 20
 
 
 def test_hdrhistogram_is_held_against_the_exact_quantiles_of_the_same_faults(path: Path) -> None:
