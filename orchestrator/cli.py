@@ -17,7 +17,7 @@ import click
 from orchestrator import __version__, cache, doctor, experiment, image, plan, proc, run
 from orchestrator.analysis.model import COMPARISON_FILE, Comparison, from_json
 from orchestrator.errors import OrchError, UserError, printable
-from orchestrator.experiment import STALE_CASES, Cell, SelftestCell, StaleCase, StaleCell, StaleOp, fields
+from orchestrator.experiment import STALE_CASES, Cell, PlannedCell, SelftestCell, StaleCase, StaleOp, TracedCell, fields
 from orchestrator.kernel import mail, patch
 from orchestrator.progress import Reporter
 from orchestrator.report.table import write_table
@@ -222,9 +222,11 @@ def _show(error: OrchError) -> None:
     click.echo(error.render(), err=True)
 
 
-def _size(cell: Cell | StaleCell | SelftestCell) -> str:
+def _size(cell: PlannedCell) -> str:
     if isinstance(cell, Cell):
         return f"{cell.guest.faults} faults"
+    if isinstance(cell, TracedCell):
+        return f"{cell.cell.guest.faults} faults, traced"
     if isinstance(cell, SelftestCell):
         return f"{len(cell.selftests.tests)} tests"
     return f"{cell.stale.rounds * sum(len(cell.stale.rounds_of(op)) for op in cell.stale.ops)} rounds"

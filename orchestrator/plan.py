@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from orchestrator.experiment import Cell, Experiment, SelftestCell, StaleCell
+from orchestrator.experiment import Cell, Experiment, PlannedCell, StaleCell
 
 SEED_BITS = 48  # Exact in a JSON reader that only knows doubles, and wide enough never to repeat.
 MIN_ID_DIGITS = 3
@@ -23,7 +23,7 @@ class Trial:
 
     id: str
     arm: str
-    cell: Cell | StaleCell | SelftestCell
+    cell: PlannedCell
     boot: int
     block: int
     seed: int
@@ -62,6 +62,7 @@ def make_plan(experiment: Experiment) -> Plan:
     arms = tuple(arm.name for arm in experiment.arms)
     cells: tuple[Cell | StaleCell, ...] = (*experiment.cells, *experiment.stale_cells)
     total = len(arms) * len(cells) * experiment.schedule.boots + selftest_trials(experiment)
+    total += len(arms) * len(experiment.traced_cells)
     digits = max(MIN_ID_DIGITS, len(str(total - 1)))
     blocks: list[Block] = []
     for boot in range(experiment.schedule.boots):
@@ -75,7 +76,24 @@ def make_plan(experiment: Experiment) -> Plan:
                 for place, arm in enumerate(order)
             )
             blocks.append(Block(index, cell.name, trials))
+    blocks += _traced_blocks(experiment, len(blocks), len(blocks) * len(arms), digits)
     return Plan((*blocks, *_selftest_block(experiment, len(blocks), digits)))
+
+
+def _traced_blocks(experiment: Experiment, index: int, first: int, digits: int) -> list[Block]:
+    """One more boot of each traced cell, with the seed of the cell's first one, so that the two can be compared."""
+    seed, arms = boot_seed(experiment.schedule.seed, 0), len(experiment.arms)
+    return [
+        Block(
+            index + nr,
+            cell.name,
+            tuple(
+                Trial(f"{first + nr * arms + place:0{digits}}", arm.name, cell, 0, index + nr, seed)
+                for place, arm in enumerate(experiment.arms)
+            ),
+        )
+        for nr, cell in enumerate(experiment.traced_cells)
+    ]
 
 
 def selftest_trials(experiment: Experiment) -> int:

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import ktap, recording, selftests, stale, store
+from orchestrator import hosttrace, ktap, recording, selftests, stale, store
 from orchestrator.errors import RecordingError, printable
-from orchestrator.experiment import STALE_CASES, Cell, SelftestCell, StaleCell, TargetSpec
+from orchestrator.experiment import STALE_CASES, Cell, SelftestCell, StaleCell, TargetSpec, TracedCell
 from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.plan import Trial
 from orchestrator.results import WARNING, Outcome, TrialResult
-from orchestrator.target.target import CONSOLE, INITRAMFS, RECORDING, STATUS, Ending, Evidence, Job, Target
+from orchestrator.target.target import CONSOLE, INITRAMFS, RECORDING, STATUS, TRACE, Ending, Evidence, Job, Target
 
 TRACE_LINES = 24
 MAX_WARNINGS = 50
@@ -67,16 +67,19 @@ def run_trial(
     if isinstance(trial.cell, SelftestCell) and tests is not None:
         job = dataclasses.replace(job, files=selftests.guest_files(trial.cell.selftests, tests, folder))
     evidence = target.run(job, folder)
-    outcome, reason, trace = classify(evidence, folder)
+    outcome, reason, lines = classify(evidence, folder)
     digest = ""
     if outcome is Outcome.OK:
         try:
             if isinstance(trial.cell, StaleCell):
-                outcome, reason, trace, rerun = _judge(stale.read(folder / RECORDING), rerun)
+                outcome, reason, lines, rerun = _judge(stale.read(folder / RECORDING), rerun)
             elif isinstance(trial.cell, SelftestCell):
                 check_complete(ktap.read(folder / RECORDING))
             else:
                 recording.read(folder / RECORDING)
+            if isinstance(trial.cell, TracedCell):
+                hosttrace.read(folder / TRACE)
+                hosttrace.pack(folder / TRACE, folder / hosttrace.PACKED)
             digest = store.file_sha256(folder / RECORDING)
         except RecordingError as error:
             outcome, reason = Outcome.FAILED, f"the program said it was done, but {error.what}"
@@ -91,7 +94,7 @@ def run_trial(
         seed=trial.seed,
         outcome=outcome,
         reason=reason,
-        trace=trace,
+        trace=lines,
         warnings=find_warnings(_console(folder)) if outcome in (Outcome.OK, Outcome.STALE) else (),
         boot_seconds=round(evidence.boot_seconds, 3),
         wall_seconds=round(evidence.wall_seconds, 3),
@@ -142,6 +145,10 @@ def make_job(trial: Trial, spec: TargetSpec, vmlinux: Path | None, only: stale.R
         )
     if isinstance(cell, SelftestCell):
         return selftests.make_job(cell, vmlinux)
+    if isinstance(cell, TracedCell):
+        # The same words, the cell's name included: but for what traces it, the boot is the untraced one.
+        plain = make_job(dataclasses.replace(trial, cell=cell.cell), spec, vmlinux)
+        return dataclasses.replace(plain, trace_kib=cell.buffer_mib << 10)
     storm = cell.storm
     return Job(
         vmlinux=vmlinux,

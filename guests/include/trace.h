@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * The trace: what guests/tracer leaves of one boot that ran with the host kernel's tracing switched on. This header is
- * the only definition of the format; the Python reader (orchestrator/trace.py) parses it in its tests and compares
+ * the only definition of the format; the Python reader (orchestrator/hosttrace.py) parses it in its tests and compares
  * every offset, size and constant.
  *
  * Everything is little-endian. Layout, in order:

@@ -2,6 +2,7 @@
 
 from orchestrator.experiment.reader import load
 from orchestrator.experiment.selftests import Selftest, SelftestCell, SelftestSpec
+from orchestrator.experiment.traces import TraceSpec
 from orchestrator.experiment.types import (
     STALE_CASES,
     Arm,
@@ -14,6 +15,7 @@ from orchestrator.experiment.types import (
     KernelSpec,
     Op,
     Placement,
+    PlannedCell,
     ReportSpec,
     Schedule,
     Source,
@@ -24,6 +26,7 @@ from orchestrator.experiment.types import (
     Storm,
     TarballSource,
     TargetSpec,
+    TracedCell,
     TreeSource,
 )
 
@@ -39,6 +42,7 @@ __all__ = [
     "KernelSpec",
     "Op",
     "Placement",
+    "PlannedCell",
     "ReportSpec",
     "Schedule",
     "Selftest",
@@ -52,6 +56,8 @@ __all__ = [
     "Storm",
     "TarballSource",
     "TargetSpec",
+    "TraceSpec",
+    "TracedCell",
     "TreeSource",
     "load",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.experiment.selftests import CELL_NAME, SelftestSpec
+from orchestrator.experiment.traces import NEEDED_LINE, TRACED_PREFIX, TraceSpec, can_trace
 from orchestrator.experiment.types import (
     MAX_PAGES,
     Arm,
@@ -23,6 +24,7 @@ from orchestrator.experiment.types import (
 from orchestrator.experiment.yamltext import Document, Location, Shown
 
 MAX_TRIALS = 1_000_000
+MAX_CELL_NAME = 95  # char cell[96] of guests/include/recording.h
 OWN_TRIALS: frozenset[Check] = frozenset(("stale_mapping", "kvm_selftests"))  # checks that need no cell
 SAMPLE_BYTES = 16  # struct rec_fault
 MAX_SAMPLES_MIB = 2900  # SYS_LIMIT of guests/fault_vmm/fault_vmm.h, 3 GiB, less the guest's page tables
@@ -54,6 +56,7 @@ class Parts:
     checks: tuple[Check, ...]
     stale: StaleSpec | None = None
     selftests: SelftestSpec | None = None
+    trace: TraceSpec | None = None
 
 
 def run(document: Document, parts: Parts) -> None:
@@ -71,9 +74,11 @@ def run(document: Document, parts: Parts) -> None:
     _checks(document, parts)
     _stale(document, parts)
     _selftests(document, parts)
+    _trace(document, parts)
     if parts.schedule is not None:
         boots = len(parts.stale.pages) * len(parts.stale.tdp) if parts.stale is not None else 0
         trials = len(parts.arms) * (len(parts.cells) + boots) * parts.schedule.boots
+        trials += len(parts.arms) * len(parts.trace.cells) if parts.trace is not None else 0
         if trials > MAX_TRIALS:
             document.problem(("schedule", "boots"), f"at most {MAX_TRIALS} trials in all", trials)
 
@@ -162,7 +167,7 @@ def _memory(document: Document, placed: PlacedCell, target: TargetSpec) -> None:
     guest = placed.cell.guest
     storm_mib = storm_bytes(placed.cell.storm) / 2**20
     samples_mib = guest.faults * SAMPLE_BYTES / 2**20
-    need = guest.mem_mib + storm_mib + samples_mib + KERNEL_MIB
+    need = needed_mib(placed.cell)
     if need > target.mem_mib:
         document.problem(
             placed.key("mem_mib"),
@@ -172,6 +177,12 @@ def _memory(document: Document, placed: PlacedCell, target: TargetSpec) -> None:
                 f" + {samples_mib:.0f} samples ({guest.faults} faults × {SAMPLE_BYTES} bytes) + {KERNEL_MIB} kernel"
             ),
         )
+
+
+def needed_mib(cell: Cell) -> float:
+    """Memory of the host under test that a cell takes, MiB."""
+    samples = cell.guest.faults * SAMPLE_BYTES
+    return cell.guest.mem_mib + (storm_bytes(cell.storm) + samples) / 2**20 + KERNEL_MIB
 
 
 def storm_bytes(storm: Storm | None) -> int:
@@ -239,3 +250,46 @@ def _selftests(document: Document, parts: Parts) -> None:
     for placed in parts.cells:
         if placed.cell.name == CELL_NAME:
             document.problem(placed.at, "another name (this one is the selftests')", CELL_NAME)
+
+
+def _trace(document: Document, parts: Parts) -> None:
+    spec = parts.trace
+    if spec is None:
+        if "attribution" in parts.checks:
+            index = parts.checks.index("attribution")
+            document.problem(("checks", index), "a section trace, whose boots this check looks at", Shown("none"))
+        return
+    if not parts.cells and not any(location[0] == "cells" for location in document.lines if len(location) > 1):
+        document.problem(("trace",), "cells to trace", Shown("none"))
+    if parts.target is None or parts.target.kind == "local":
+        if parts.target is not None:
+            document.problem(("trace",), "target.kind: qemu, whose kernel is ours to trace", Shown("local"))
+        return
+    kernel = parts.kernel
+    if kernel is not None and kernel.fragments and not can_trace(kernel.fragments):
+        document.problem(
+            ("kernel", "fragments"),
+            f"a fragment with the line {NEEDED_LINE} (and CONFIG_FTRACE=y, CONFIG_KPROBES=y, on which it depends), for"
+            " the section trace",
+            Shown("none"),
+        )
+    for placed in parts.cells:
+        if placed.cell.name.startswith(TRACED_PREFIX):
+            document.problem(placed.at, "another name (this one is a traced boot's)", placed.cell.name)
+        if placed.cell.name in spec.cells:
+            _traced_cell(document, placed, parts.target, spec)
+
+
+def _traced_cell(document: Document, placed: PlacedCell, target: TargetSpec, spec: TraceSpec) -> None:
+    if len(TRACED_PREFIX + placed.cell.name) > MAX_CELL_NAME:
+        longest = MAX_CELL_NAME - len(TRACED_PREFIX)
+        document.problem(placed.at, f"a name of at most {longest} characters, to trace it", placed.cell.name)
+    buffers = spec.buffer_mib * target.cpus
+    need = needed_mib(placed.cell) + buffers
+    if needed_mib(placed.cell) <= target.mem_mib < need:
+        at: Location = ("trace", "buffer_mib") if ("trace", "buffer_mib") in document.lines else ("trace",)
+        document.problem(
+            at,
+            f"what fits target.mem_mib, {target.mem_mib}",
+            Shown(f"{need:.0f} MiB in cell {placed.cell.name}, {buffers} of them for events"),
+        )

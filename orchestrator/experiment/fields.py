@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from orchestrator.experiment.selftests import Selftest, SelftestSpec
+from orchestrator.experiment.traces import TraceSpec
 from orchestrator.experiment.types import (
     DebianSource,
     GitSource,
@@ -50,6 +51,7 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("stale", StaleSpec),
     ("selftests", SelftestSpec),
     ("selftests.tests[]", Selftest),
+    ("trace", TraceSpec),
     ("report", ReportSpec),
 )
 

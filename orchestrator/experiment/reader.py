@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.experiment import crosscheck, yamltext
 from orchestrator.experiment.selftests import ARGUMENT_WORDS, Argument, Selftest, SelftestSpec
+from orchestrator.experiment.traces import TraceSpec
 from orchestrator.experiment.types import (
     Arm,
     Cell,
@@ -57,7 +58,7 @@ SOURCES: Mapping[str, type[Source]] = {
 }
 SECTIONS = (
     "name", "description", "kernel", "arms", "target", "defaults", "cells", "schedule", "checks", "stale", "selftests",
-    "report",
+    "trace", "report",
 )  # fmt: skip
 MAX_CELLS = 1000
 ARGUMENT = TypeAdapter[str](Argument)
@@ -99,8 +100,9 @@ def _experiment(document: Document) -> Experiment | None:
     checks = _checks(document, top.get("checks", []))
     stale = _stale(document, top, checks)
     selftests = _selftests(document, top, checks)
+    trace = _trace(document, top, cells)
     report = record(document, ReportSpec, top.get("report", {}), ("report",))
-    crosscheck.run(document, crosscheck.Parts(target, kernel, arms, cells, schedule, checks, stale, selftests))
+    crosscheck.run(document, crosscheck.Parts(target, kernel, arms, cells, schedule, checks, stale, selftests, trace))
     if document.problems or not (kernel and target and schedule and report and name):
         return None
     return Experiment(
@@ -116,6 +118,7 @@ def _experiment(document: Document) -> Experiment | None:
         report=report,
         stale=stale,
         selftests=selftests,
+        trace=trace,
     )
 
 
@@ -246,6 +249,30 @@ def _tests(document: Document, raw: object, at: Location) -> tuple[Selftest, ...
     if not items:
         document.problem(at, "at least one test", Shown("none"))
     return tuple(tests)
+
+
+def _trace(document: Document, top: dict[str, object], cells: tuple[crosscheck.PlacedCell, ...]) -> TraceSpec | None:
+    """The section of the traced boots, its cells by the names that they have after expansion."""
+    at: Location = ("trace",)
+    if "trace" not in top:
+        return None
+    section = mapping(document, top["trace"], at, ADAPTERS[TraceSpec])
+    if section is None:
+        return None
+    wanted: set[object] = set()
+    every = list(dict.fromkeys(placed.at[-1] for placed in cells))
+    items = a_list(document, section.get("cells", every), (*at, "cells"))
+    for index, item in enumerate(items):
+        if not isinstance(item, str) or not any(item in (placed.cell.name, placed.at[-1]) for placed in cells):
+            document.problem((*at, "cells", index), "a name of cells, or of one that a list there expands to", item)
+        elif item in items[:index]:
+            document.problem((*at, "cells", index), "each cell once", item)
+        else:
+            wanted.add(item)
+    if section.get("cells") == []:
+        document.problem((*at, "cells"), "at least one cell", Shown("none"))
+    names = tuple(placed.cell.name for placed in cells if wanted & {placed.cell.name, placed.at[-1]})
+    return record(document, TraceSpec, {**section, "cells": names}, at)
 
 
 def _several(document: Document, key: str, raw: object, at: Location) -> object:

@@ -15,10 +15,11 @@ from pydantic.dataclasses import dataclass
 
 from orchestrator.experiment.selftests import CELL_NAME, SelftestCell, SelftestSpec
 from orchestrator.experiment.strict import STRICT
+from orchestrator.experiment.traces import TRACED_PREFIX, TraceSpec
 
 Op = Literal["madvise_dontneed", "madvise_free", "madvise_pageout", "munmap", "mprotect", "mremap"]
 Placement = Literal["outside", "disjoint", "adjacent", "overlap", "other-process"]
-Check = Literal["kernel_log", "needed_retries", "controls", "stale_mapping", "kvm_selftests"]
+Check = Literal["kernel_log", "needed_retries", "controls", "attribution", "stale_mapping", "kvm_selftests"]
 # guests/stale_check/cases.c: where the guest faults, seen from the range that is being invalidated.
 StaleCase = Literal[
     "inside", "inside-first", "end-edge", "start-edge", "far", "two", "completed", "short-inside", "short-end",
@@ -278,6 +279,18 @@ class StaleCell:
 
 
 @dataclass(frozen=True, config=STRICT)
+class TracedCell:
+    """One more boot of a cell, with the host kernel's tracing on. It measures nothing: it says why."""
+
+    name: CellName
+    cell: Cell
+    buffer_mib: int
+
+
+PlannedCell = Cell | StaleCell | TracedCell | SelftestCell
+
+
+@dataclass(frozen=True, config=STRICT)
 class Experiment:
     """A whole experiment; ``arms[0]`` is the base. ``path`` is the absolute path of the YAML it was read from."""
 
@@ -293,13 +306,15 @@ class Experiment:
         tuple[Check, ...],
         Field(
             description="kernel_log: no new kernel warnings; needed_retries: overlap cells keep their retries; "
-            "controls: quiet and other-process cells show none; stale_mapping: "
+            "controls: quiet and other-process cells show none; attribution: traced boots account for every retry, and "
+            "for 95 % of the spurious ones by a storm window; stale_mapping: "
             "no guest still reads a page that was taken away; kvm_selftests: the kernel's own KVM tests pass as on base"
         ),
     ]
     report: ReportSpec
     stale: StaleSpec | None = None  # Given exactly if stale_mapping is among the checks.
     selftests: SelftestSpec | None = None  # Given exactly if kvm_selftests is among the checks.
+    trace: TraceSpec | None = None
 
     @property
     def base(self) -> Arm:
@@ -315,6 +330,18 @@ class Experiment:
             StaleCell(f"stale-mapping,tdp={'on' if tdp else 'off'},page={page}", page, tdp, spec)
             for tdp in spec.tdp
             for page in spec.pages
+        )
+
+    @property
+    def traced_cells(self) -> tuple[TracedCell, ...]:
+        """The traced boots of one arm."""
+        spec = self.trace
+        if spec is None:
+            return ()
+        return tuple(
+            TracedCell(f"{TRACED_PREFIX}{cell.name}", cell, spec.buffer_mib)
+            for cell in self.cells
+            if cell.name in spec.cells
         )
 
     @property
