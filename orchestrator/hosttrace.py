@@ -23,7 +23,7 @@ MAGIC = 0x314352544843524F
 TRAILER_MAGIC = 0x31444E4543525454
 VERSION = 1
 HEADER_BYTES = 64
-PAGE_FAULT, EXIT, SWITCH, INVALIDATE, INVALIDATED = 1, 2, 3, 4, 5
+PAGE_FAULT, EXIT, SWITCH, INVALIDATE, INVALIDATED, INSTALL = 1, 2, 3, 4, 5, 6
 
 HEADER = np.dtype(
     [
@@ -89,7 +89,7 @@ def parse(data: bytes, name: str) -> Trace:
     found = {int(cpu): int((events["cpu"] == cpu).sum()) for cpu in np.unique(events["cpu"])}
     if {cpu: count for cpu, count in counted.items() if count} != found:
         raise RecordingError(f"{name} is damaged: events by CPU {found}, the file says {counted}")
-    if not np.isin(events["kind"], (PAGE_FAULT, EXIT, SWITCH, INVALIDATE, INVALIDATED)).all():
+    if not np.isin(events["kind"], range(PAGE_FAULT, INSTALL + 1)).all():
         raise RecordingError(f"{name} holds an event of a kind that is not known")
     until = int(header["end_tsc"])
     for cpu in cpus[cpus["nr_lost"] > 0]:

@@ -30,6 +30,8 @@
  *
  *	PAGE_FAULT	kvm:kvm_page_fault, one for each attempt: a = faulting address (under TDP a gpa, under shadow
  *			paging a gva), b = error code
+ *	INSTALL		kvmmmu:kvm_mmu_spte_requested: this attempt goes on to map the page (__direct_map(), FNAME(fetch)());
+ *			one that is thrown away does not come that far. a = gfn, b = level
  *	EXIT		kvm:kvm_exit: a = exit reason, b = instruction set (1 VMX, 2 SVM: KVM_ISA_*)
  *	SWITCH		sched:sched_switch: tid leaves the CPU to a; b = the state that it leaves in (0 or 0x100: it
  *			could have gone on, else it sleeps: __trace_sched_switch_state())
@@ -42,6 +44,7 @@
 #define TRACE_SWITCH		3
 #define TRACE_INVALIDATE	4
 #define TRACE_INVALIDATED	5
+#define TRACE_INSTALL		6
 
 struct trace_header {
 	uint64_t magic;

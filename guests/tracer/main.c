@@ -4,8 +4,8 @@
  *
  *	tracer KIB PROGRAM ARGUMENT...
  *
- * Switches on, through tracefs and with the TSC as clock: KVM's page faults and exits, the scheduler's switches, and
- * probes on KVM's mmu_notifier, which has no tracepoint for a range (Linux 5.10: kvm_mmu_notifier_invalidate_range_start
+ * Switches on, through tracefs and with the TSC as clock: KVM's page faults, the mappings that come of them, and its
+ * exits; the scheduler's switches; and probes on KVM's mmu_notifier, which has no tracepoint for a range (Linux 5.10: kvm_mmu_notifier_invalidate_range_start
  * and _end() in virt/kvm/kvm_main.c). Then it runs PROGRAM and sleeps until that has ended. Only then are the buffers
  * (KIB of each CPU, allocated before) read, brought into the form of trace.h, and written to the virtio port "orch.trace".
  *
@@ -42,6 +42,7 @@ static const struct {
 	[TRACE_SWITCH] = { "sched/sched_switch", "next_pid", "prev_state" },
 	[TRACE_INVALIDATE] = { "orch/invalidate", "word2", "word3" },
 	[TRACE_INVALIDATED] = { "orch/invalidated", NULL, NULL },
+	[TRACE_INSTALL] = { "kvmmmu/kvm_mmu_spte_requested", "gfn", "level" },
 };
 
 static struct event_type types[NR_KINDS];

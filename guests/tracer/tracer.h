@@ -10,7 +10,7 @@
 #include "trace.h"
 
 #define TRACEFS		"/sys/kernel/tracing/"
-#define NR_KINDS	(TRACE_INVALIDATED + 1)
+#define NR_KINDS	(TRACE_INSTALL + 1)
 
 /* A field of an event as its "format" file describes it. */
 struct field {

@@ -24,7 +24,7 @@ CONSTANTS = {
     "TRACE_MAGIC": hosttrace.MAGIC, "TRACE_TRAILER_MAGIC": hosttrace.TRAILER_MAGIC, "TRACE_VERSION": hosttrace.VERSION,
     "TRACE_HEADER_BYTES": hosttrace.HEADER_BYTES, "TRACE_PAGE_FAULT": hosttrace.PAGE_FAULT,
     "TRACE_EXIT": hosttrace.EXIT, "TRACE_SWITCH": hosttrace.SWITCH, "TRACE_INVALIDATE": hosttrace.INVALIDATE,
-    "TRACE_INVALIDATED": hosttrace.INVALIDATED,
+    "TRACE_INVALIDATED": hosttrace.INVALIDATED, "TRACE_INSTALL": hosttrace.INSTALL,
 }  # fmt: skip
 EVENTS = [
     Event(300, hosttrace.SWITCH, 25, 256, tid=22),
