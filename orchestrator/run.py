@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator import cache, doctor, engine, experiment, image, plan, proc, selftests, stale
-from orchestrator.analysis import analyse, samples
+from orchestrator.analysis import analyse, samples, tracedsamples
 from orchestrator.analysis.built import Kernel
 from orchestrator.analysis.model import Comparison
 from orchestrator.bench import Bench, RunningKernel
@@ -299,6 +299,7 @@ def report(store: Store) -> Finished:
         tests=selftests.load(store, chosen),
     )
     samples.write_samples(chosen, results, store.run / TRIALS, store.run / "samples.parquet")
+    tracedsamples.write_traced(chosen, results, store.run / TRIALS, store.run / "traced.parquet")
     written = write.write_all(analysis.comparison, analysis.curves, provenance(manifest), store.run)
     return Finished(store.run, analysis.comparison, written)
 

@@ -11,7 +11,17 @@ from typing import Literal
 import numpy as np
 
 from orchestrator import recording
-from orchestrator.analysis import attribution, compare, curves, latency, selftests, stale, wording
+from orchestrator.analysis import (
+    attribution,
+    compare,
+    curves,
+    latency,
+    selftests,
+    stale,
+    tracedboots,
+    why,
+    wording,
+)
 from orchestrator.analysis.built import Kernel, TestPrograms
 from orchestrator.analysis.checks import run_checks
 from orchestrator.analysis.model import (
@@ -86,7 +96,10 @@ def analyse(
     metrics, verdicts = _verdicts(experiment, cells, arms, summaries, accel)
     mapped = stale.judge(experiment, results, trials)
     tested = selftests.judge(experiment, results, tests, trials)
-    own: dict[Check, Sequence[CheckResult]] = {"stale_mapping": mapped.checks, "kvm_selftests": tested.checks}
+    traced = tracedboots.judge(experiment, results, trials, summaries)
+    own: dict[Check, Sequence[CheckResult]] = {
+        "attribution": traced.checks, "stale_mapping": mapped.checks, "kvm_selftests": tested.checks,
+    }  # fmt: skip
     checks = run_checks(experiment, cells, summaries, results, own)
     pairs = max((item.pairs for item in metrics), default=0)
     comparison = Comparison(
@@ -109,13 +122,15 @@ def analyse(
         headlines=tuple(wording.headline(arm, metrics, verdicts, checks, failures) for arm in arms[1:])
         or (f"{arms[0].name}: no other arm to compare with; checks: {wording.checks_text(checks, arms[0].name)}",),
         titles=wording.plot_titles(metrics, summaries, cells, [arm.name for arm in arms]),
-        why=wording.why_lines(cells, [arm.name for arm in arms], summaries),
+        why=why.lines(cells, [arm.name for arm in arms], summaries, traced.boots),
         sure=wording.sure_lines(accel, experiment.report.margin, metrics, pairs) if cells else (),
         stale=mapped.counts,
         stale_notes=mapped.notes,
         selftests=tested.rows,
         selftest_notes=tested.notes,
         trials=tuple(_trial(item, trials) for item in results),
+        traced=traced.boots,
+        traced_notes=why.traced_notes(traced.boots),
     )
     return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 

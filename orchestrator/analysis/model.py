@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from orchestrator.analysis.causes import TracedBoot
 from orchestrator.errors import StoreError
 
 Metric = Literal["mean", "p50", "p90", "p99", "p99_9", "max", "retries_per_fault"]
@@ -27,7 +28,7 @@ SelftestFinding = Literal["same", "regression", "warning", "flaky", "better", "c
 LATENCY_METRICS: Final[tuple[Metric, ...]] = ("mean", "p50", "p90", "p99", "p99_9", "max")
 METRICS: Final[tuple[Metric, ...]] = (*LATENCY_METRICS, "retries_per_fault")
 COMPARISON_FILE, CURVES_FILE = "comparison.json", "curves.json"
-TRIAL_FILES: Final = ("result.json", "console.log", "recording.bin")
+TRIAL_FILES: Final = ("result.json", "console.log", "recording.bin", "trace.bin.gz")
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,8 @@ class Comparison:
 
     ``aa`` compares the base with itself (``arm`` is the base), with one entry for each cell and metric, if the schedule
     asked for it. ``looks`` are the boots of each arm at which a run ``until: decided`` may stop, ``stops`` where each
-    cell did; both are empty for a run of fixed size. ``planned`` counts the trials that were needed.
+    cell did; both are empty for a run of fixed size. ``planned`` counts the trials that were needed. ``traced`` are the
+    boots with the host kernel's tracing on, ``traced_notes`` what they cost and what is missing of them.
     """
 
     schema: int
@@ -356,6 +358,8 @@ class Comparison:
     looks: tuple[int, ...] = ()
     stops: tuple[CellStop, ...] = ()
     trials: tuple[TrialLine, ...] = ()
+    traced: tuple[TracedBoot, ...] = ()
+    traced_notes: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from orchestrator.analysis import statistics
 from orchestrator.analysis.model import (
     ArmSummary,
-    Attribution,
     CellComparison,
     CellInfo,
     CellSummary,
@@ -174,33 +173,6 @@ def _strongest(metrics: Sequence[MetricComparison], kind: str) -> str:
 
 def _count(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def why_lines(cells: Sequence[CellInfo], arms: Sequence[str], summaries: Sequence[CellSummary]) -> tuple[str, ...]:
-    """For each cell with a storm: what the slowest faults of each arm had in common, chance beside it."""
-    found = {(item.cell, item.arm): item.attribution for item in summaries}
-    lines = []
-    for cell in cells:
-        parts: list[str] = []
-        for arm in arms:
-            sums = found.get((cell.name, arm))
-            if sums is not None and sums.windows and cell.control != "other-process":
-                parts.append(_why(arm, sums, first=not parts))
-        if parts:
-            lines.append(f"{cell.name}: {'; '.join(parts)}.")
-    return tuple(lines)
-
-
-def _why(arm: str, sums: Attribution, first: bool) -> str:
-    time = share((sums.unrelated_ns + sums.needed_ns) / sums.total_ns)
-    windows = share(sums.window_share)
-    if not first:
-        return f"{arm}: {sums.slowest_unrelated} and {sums.slowest_needed}, {time}, {windows}"
-    return (
-        f"of the {sums.slowest} slowest faults in {arm}, {sums.slowest_unrelated} overlap an invalidation in progress"
-        f" that is unrelated to their page, {sums.slowest_needed} one over it; faults that overlap one took {time} of"
-        f" all time in faults, and windows cover {windows} of the run"
-    )
 
 
 def share(fraction: float) -> str:

@@ -6,8 +6,10 @@ import re
 import textwrap
 from collections.abc import Sequence
 
+from orchestrator.analysis.causes import CAUSES, Cause, TracedBoot
 from orchestrator.analysis.findings import arm_lines
 from orchestrator.analysis.model import CellInfo, Comparison, FailedTrial, StaleCount
+from orchestrator.analysis.why import IN_VAIN
 from orchestrator.report.style import clean, microseconds, per_fault
 from orchestrator.results import Provenance
 
@@ -15,6 +17,10 @@ WIDTH = 72
 # Mails on the kernel's lists are read in fonts and tools of every age.
 ASCII = str.maketrans({"−": "-", "–": "-", "±": "+/-", "→": "->", "µ": "u", "×": "x", "…": "...", "’": "'"})
 TRACE_LINES = 6
+CAUSE_HEADS: dict[Cause, str] = {
+    "handled": "handled", "unrelated": "spun", "needed": "needed", "other": "other", "taken": "taken",
+    "preempted": "no CPU", "blocked": "asleep",
+}  # fmt: skip
 COLUMNS = ("p50", "p99", "p99_9", "max", "mean")
 
 
@@ -24,6 +30,7 @@ def render(comparison: Comparison, provenance: Provenance) -> str:
         _head(comparison),
         _table(comparison),
         _section("Why", comparison.why),
+        _traced(comparison),
         _stale(comparison),
         _section("Which check fails which arm", arm_lines(comparison) if comparison.stale else ()),
         _section("The kernel's own KVM selftests", comparison.selftest_notes),
@@ -78,6 +85,36 @@ def _row(comparison: Comparison, cell: str, arm: str) -> list[str]:
     # A long name gets a line of its own, so that columns stay columns.
     head = [f"  {name:10}{cells}"] if len(name) <= 10 else [f"  {name}", f"  {'':10}{cells}"]
     return head + note
+
+
+def _traced(comparison: Comparison) -> list[str]:
+    """What the time went to, in percent: of all faults, and of the slowest; and retries by kind."""
+    if not comparison.traced:
+        return []
+    slowest = max(len(boot.slowest) for boot in comparison.traced)
+    lines = [f"Traced boots: what all faults, and the {slowest} slowest, spent their time on"]
+    lines += ["(observed by the host kernel's tracepoints)", "-" * WIDTH]
+    lines.append(f"{'% of time':16}" + "".join(f"{CAUSE_HEADS[cause]:>8}" for cause in CAUSES))
+    for cell in dict.fromkeys(boot.cell for boot in comparison.traced):
+        lines += _wrap(cell, "", "    ")
+        lines += [line for boot in comparison.traced if boot.cell == cell for line in _traced_rows(boot)]
+    return lines + [line for note in comparison.traced_notes for line in _wrap(note, "  ", "    ")]
+
+
+def _traced_rows(boot: TracedBoot) -> list[str]:
+    if not boot.covered:
+        return _wrap(f"{boot.arm}: no fault is covered", "  ", "    ")
+    rows = {
+        "all": [f"{part * 100:.1f}" for part in boot.of_all],
+        "slowest": [f"{part * 100:.1f}" for part in boot.of_slowest],
+        "count": [str(item.retries) if item.cause in IN_VAIN else "" for item in boot.shares],
+    }
+    name = boot.arm if len(boot.arm) <= 6 else ""
+    head = [] if name else [f"  {boot.arm}"]
+    return head + [
+        f"  {name if nr == 0 else '':6} {label:7}" + "".join(f"{value:>8}" for value in values)
+        for nr, (label, values) in enumerate(rows.items())
+    ]
 
 
 def _stale(comparison: Comparison) -> list[str]:
