@@ -15,6 +15,7 @@ from typing import get_args
 import click
 
 from orchestrator import __version__, cache, doctor, experiment, image, plan, proc, run
+from orchestrator.analysis import stopping
 from orchestrator.analysis.model import COMPARISON_FILE, Comparison, from_json
 from orchestrator.errors import OrchError, UserError, printable
 from orchestrator.experiment import STALE_CASES, Cell, PlannedCell, SelftestCell, StaleCase, StaleOp, TracedCell, fields
@@ -77,10 +78,14 @@ def plan_command(config: Path | None, keys: bool) -> int:
     if config is None:
         raise UserError("CONFIG is missing", hint="orch plan configs/quickstart.yaml, or orch plan --keys")
     chosen = experiment.load(config)
+    stopping.check(chosen)
     made = plan.make_plan(chosen)
     for trial in made.trials:
         click.echo(f"{trial.id}  {trial.cell.name:40} {trial.arm:16} boot {trial.boot}  {_size(trial.cell)}")
     click.echo(f"{len(made.trials)} trials in {len(made.blocks)} blocks; seeds {', '.join(map(str, made.seeds[:8]))}")
+    if chosen.schedule.until == "decided":
+        looks = ", ".join(map(str, chosen.schedule.look_boots))
+        click.echo(f"at most: a cell ends after {looks} boots of each arm, as soon as it is decided")
     return EXIT_OK
 
 

@@ -4,6 +4,9 @@ A block is one cell booted once with every arm, all with the same seed, so that 
 come pass by pass: every cell has its first block before any has its second, so a run that is cut short still says
 something about each cell. ``abba`` reverses the arms in every other pass: a machine that warms up or fills up slowly
 then favours no arm (A B … B A), where ``abab`` would always give the later arm the warmer machine.
+
+With ``aa`` a block has a second boot of the base next to the first (A A' B … B A' A). With ``until: decided`` the plan
+has all boots up to ``at_most``; which of them are needed follows from the results (``analysis/stopping.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +22,11 @@ MIN_ID_DIGITS = 3
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One boot of one arm for one cell. ``id`` names its folder; ``boot`` counts from 0 within arm and cell."""
+    """One boot of one arm for one cell.
+
+    ``id`` names its folder; ``boot`` counts from 0 within arm and cell, second boots of the base (``aa``) from
+    ``schedule.most``.
+    """
 
     id: str
     arm: str
@@ -58,26 +65,38 @@ class Plan:
 
 
 def make_plan(experiment: Experiment) -> Plan:
-    """Blocks for ``schedule.boots`` boots of every arm in every cell, those of the stale-mapping check included."""
-    arms = tuple(arm.name for arm in experiment.arms)
-    cells: tuple[Cell | StaleCell, ...] = (*experiment.cells, *experiment.stale_cells)
-    total = len(arms) * len(cells) * experiment.schedule.boots + selftest_trials(experiment)
-    total += len(arms) * len(experiment.traced_cells)
-    digits = max(MIN_ID_DIGITS, len(str(total - 1)))
+    """Blocks for all boots of every arm in every cell, and ``schedule.boots`` boots of the stale-mapping check."""
+    schedule, arms = experiment.schedule, len(experiment.arms)
+    measured = (arms + schedule.aa) * len(experiment.cells) * schedule.most
+    stale = arms * len(experiment.stale_cells) * schedule.boots
+    traced = arms * len(experiment.traced_cells)
+    digits = max(MIN_ID_DIGITS, len(str(measured + stale + traced + selftest_trials(experiment) - 1)))
     blocks: list[Block] = []
-    for boot in range(experiment.schedule.boots):
-        turned = experiment.schedule.order == "abba" and boot % 2 == 1
-        order = arms[::-1] if turned else arms
-        seed = boot_seed(experiment.schedule.seed, boot)
+    first = 0
+    for boot in range(schedule.most):
+        seed = boot_seed(schedule.seed, boot)
+        cells: tuple[Cell | StaleCell, ...] = experiment.cells
+        if boot < schedule.boots:
+            cells += experiment.stale_cells
         for cell in cells:
             index = len(blocks)
             trials = tuple(
-                Trial(f"{index * len(arms) + place:0{digits}}", arm, cell, boot, index, seed)
-                for place, arm in enumerate(order)
+                Trial(f"{first + place:0{digits}}", arm, cell, number, index, seed)
+                for place, (arm, number) in enumerate(_order(experiment, boot, isinstance(cell, Cell)))
             )
             blocks.append(Block(index, cell.name, trials))
-    blocks += _traced_blocks(experiment, len(blocks), len(blocks) * len(arms), digits)
-    return Plan((*blocks, *_selftest_block(experiment, len(blocks), digits)))
+            first += len(trials)
+    blocks += _traced_blocks(experiment, len(blocks), first, digits)
+    return Plan((*blocks, *_selftest_block(experiment, len(blocks), first + traced, digits)))
+
+
+def _order(experiment: Experiment, boot: int, measures: bool) -> list[tuple[str, int]]:
+    """The boots of one block as (arm, number of the boot)."""
+    schedule = experiment.schedule
+    order = [(arm.name, boot) for arm in experiment.arms]
+    if schedule.aa and measures:
+        order.insert(1, (experiment.base.name, schedule.most + boot))
+    return order[::-1] if schedule.order == "abba" and boot % 2 == 1 else order
 
 
 def _traced_blocks(experiment: Experiment, index: int, first: int, digits: int) -> list[Block]:
@@ -102,12 +121,11 @@ def selftest_trials(experiment: Experiment) -> int:
     return 0 if spec is None else spec.base_runs + spec.runs * (len(experiment.arms) - 1)
 
 
-def _selftest_block(experiment: Experiment, index: int, digits: int) -> tuple[Block, ...]:
+def _selftest_block(experiment: Experiment, index: int, first: int, digits: int) -> tuple[Block, ...]:
     """The last block: nothing that it learns would help the measuring trials, and it may take the longest."""
     cell, spec = experiment.selftest_cell, experiment.selftests
     if cell is None or spec is None:
         return ()
-    first = index * len(experiment.arms)
     runs = [(boot, arm.name) for boot in range(spec.runs) for arm in experiment.arms[1:]]
     # The base's boots stand on either side of the others', so that a machine that changes meanwhile shows in them.
     half = (spec.base_runs + 1) // 2

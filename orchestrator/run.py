@@ -6,21 +6,20 @@ Each step leaves its result in the run's folder before the next begins, so a run
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator import cache, doctor, engine, experiment, image, plan, proc, selftests, stale
-from orchestrator.analysis import analyse, samples, tracedsamples
+from orchestrator import cache, doctor, engine, experiment, image, plan, proc, selftests, stale, trials
+from orchestrator.analysis import analyse, samples, stopping, tracedsamples
 from orchestrator.analysis.built import Kernel
 from orchestrator.analysis.model import Comparison
 from orchestrator.bench import Bench, RunningKernel
 from orchestrator.doctor import Accel
 from orchestrator.errors import StoreError, UserError
-from orchestrator.experiment import Experiment, SelftestCell, StaleCase, StaleOp
+from orchestrator.experiment import Experiment, StaleCase, StaleOp
 from orchestrator.image import Guests
 from orchestrator.kernel import arms, build, keep, source
 from orchestrator.kernel.build import BuiltKernel
@@ -28,7 +27,7 @@ from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.kernel.source import KernelTree
 from orchestrator.manifest import make_manifest, provenance
 from orchestrator.plan import Plan, Trial
-from orchestrator.progress import Reporter, Stage
+from orchestrator.progress import Reporter
 from orchestrator.report import write
 from orchestrator.results import Outcome, TrialResult
 from orchestrator.store import MANIFEST, RECORDING, Store
@@ -37,7 +36,6 @@ from orchestrator.target.target import Target
 
 EXPERIMENT = "experiment.json"  # with every path resolved, so that a report needs no file but the run's own
 PLAN = "plan.json"
-TRIALS = "trials"
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def run(
         selftests.save(store, tests)
         bench = make_bench(setting, guests, kernels, tests)
         before_trials = time.monotonic()
-        run_trials(setting, store, bench, jobs, done, reporter)
+        trials.Conductor(setting.experiment, setting.plan, setting.accel, jobs, store, bench, reporter).run(done)
         trials_seconds = time.monotonic() - before_trials
         reporter.say("writing the report")
         finished = report(store)
@@ -148,7 +146,11 @@ def time_split(total: float, kernels: Sequence[BuiltKernel], trials: float) -> s
 
 
 def settle(chosen: Experiment, reporter: Reporter) -> Setting:
-    """Decide the accelerator by asking this machine, and lay out the trials."""
+    """Decide the accelerator by asking this machine, and lay out the trials.
+
+    Raises :class:`UserError` if the target cannot work here, or the schedule cannot lead to any verdict.
+    """
+    stopping.check(chosen)
     accel: Accel | Literal["local"]
     if chosen.target.kind == "local":
         local.check_local()
@@ -242,39 +244,6 @@ def make_bench(
     return Bench(setting.experiment.target, kernels, tests, make_target(setting, guests), test_target)
 
 
-def run_trials(
-    setting: Setting, store: Store, bench: Bench, jobs: int, done: Sequence[TrialResult], reporter: Reporter
-) -> None:
-    """Run what is not done yet. Arms whose kernel did not build have no trials; all others go on."""
-    skipped = [item.id for item in setting.plan.trials if not bench.runs(item)]
-    lock = threading.Lock()
-
-    def run_one(item: Trial) -> TrialResult:
-        with lock:
-            folder = store.begin_trial(item.id)
-        rerun = proc.quote(["orch", "trial", store.run, item.id])
-        result = bench.run(item, folder, rerun)
-        store.finish_trial(result)
-        return result
-
-    total = len(setting.plan.trials) - len(skipped)
-    counter = _Counter(total, len(done), time.monotonic(), reporter)
-    finished = [*(item.id for item in done), *skipped]
-    with reporter.stage("trials", total, lines=False) as stage:
-        for part, accel, at_once in phases(setting, jobs):
-            engine.execute(part, finished, accel, at_once, run_one, lambda item: counter.count(item, stage))
-
-
-def phases(setting: Setting, jobs: int) -> tuple[tuple[Plan, str, int], ...]:
-    """The selftests run after all else, and one boot at a time unless time is counted in instructions."""
-    blocks = setting.plan.blocks
-    tests = tuple(block for block in blocks if any(isinstance(item.cell, SelftestCell) for item in block.trials))
-    others = tuple(block for block in blocks if block not in tests)
-    spec = setting.experiment.selftests
-    accel = spec.accel if spec is not None else ""
-    return (Plan(others), setting.accel, jobs), (Plan(tests), accel, jobs if accel == "icount" else 1)
-
-
 def report(store: Store) -> Finished:
     """Analyse the trials that are there and write every file of the report; can be repeated at any time."""
     manifest = store.manifest
@@ -292,14 +261,14 @@ def report(store: Store) -> Finished:
         chosen,
         results,
         built,
-        store.run / TRIALS,
+        store.run / trials.TRIALS,
         run=store.run.name,
         accel=manifest.accel,
         planned=len(planned.trials),
         tests=selftests.load(store, chosen),
     )
-    samples.write_samples(chosen, results, store.run / TRIALS, store.run / "samples.parquet")
-    tracedsamples.write_traced(chosen, results, store.run / TRIALS, store.run / "traced.parquet")
+    samples.write_samples(chosen, results, store.run / trials.TRIALS, store.run / "samples.parquet")
+    tracedsamples.write_traced(chosen, results, store.run / trials.TRIALS, store.run / "traced.parquet")
     written = write.write_all(analysis.comparison, analysis.curves, provenance(manifest), store.run)
     return Finished(store.run, analysis.comparison, written)
 
@@ -388,31 +357,9 @@ def _existing(run_folder: Path) -> Store:
     return Store.read(run_folder)
 
 
-@dataclass
-class _Counter:
-    """Says how each trial ended, and how long the rest will take."""
-
-    total: int
-    before: int
-    started: float
-    reporter: Reporter
-    now: int = 0
-
-    def count(self, result: TrialResult, stage: Stage) -> None:
-        self.now += 1
-        done = self.before + self.now
-        left = (time.monotonic() - self.started) / self.now * (self.total - done)
-        name = f"{result.cell} {result.arm}"
-        ending = "ok" if result.outcome is Outcome.OK else f"{result.outcome.upper()}: {result.reason}"
-        self.reporter.say(
-            f"trial {result.id} ({done} of {self.total}, about {left:.0f} s left): {name},"
-            f" {result.wall_seconds:.1f} s, {ending}"
-        )
-        stage.update(done, self.total, name)
-
-
 def _opening(store: Store, setting: Setting, done: int, jobs: int) -> str:
-    trials = len(setting.plan.trials)
-    verb = f"going on with {store.run} ({done} of {trials} trials are done)" if done else f"run: {store.run}"
+    at_most = "at most " if setting.experiment.schedule.until == "decided" else ""
+    total = f"{at_most}{len(setting.plan.trials)} trials"
+    verb = f"going on with {store.run} ({done} of {total} are done)" if done else f"run: {store.run}"
     arms_cells = f"{len(setting.experiment.arms)} arms, {len(setting.experiment.cells)} cells"
-    return f"{verb}\n{trials} trials: {arms_cells}, {jobs} at a time"
+    return f"{verb}\n{total}: {arms_cells}, {jobs} at a time"

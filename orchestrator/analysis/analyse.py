@@ -10,20 +10,24 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator import recording
 from orchestrator.analysis import (
+    aa,
     attribution,
     compare,
     curves,
     latency,
+    modes,
     selftests,
     stale,
+    stopping,
+    sure,
     tracedboots,
     why,
     wording,
 )
 from orchestrator.analysis.built import Kernel, TestPrograms
 from orchestrator.analysis.checks import run_checks
+from orchestrator.analysis.measure import measure, skim_checked
 from orchestrator.analysis.model import (
     LATENCY_METRICS,
     TRIAL_FILES,
@@ -45,12 +49,12 @@ from orchestrator.analysis.model import (
     TrialLine,
 )
 from orchestrator.analysis.tally import Pool, Tally, passes, pick, tally
-from orchestrator.errors import RecordingError, tail
+from orchestrator.errors import tail
 from orchestrator.experiment import Cell, Check, Experiment
 from orchestrator.results import Outcome, TrialResult
 
 SCHEMA = 1
-RECORDING_FILE, CONSOLE_FILE = "recording.bin", "console.log"
+CONSOLE_FILE = "console.log"
 
 
 @dataclass(frozen=True)
@@ -76,32 +80,44 @@ def analyse(
     """Compare every arm with the base in every cell.
 
     ``trials`` is the folder with one folder a trial; ``accel`` is what ``auto`` came to (``icount``, ``tcg``,
-    ``kvm``, or ``local``); ``planned`` is how many trials the plan has, so that an unfinished run says so. Arms
-    without a kernel in ``kernels`` count as not built, unless the target is local. ``tests`` are the arms' selftests.
+    ``kvm``, or ``local``); ``planned`` is how many trials the plan has, so that an unfinished run says so; those that
+    an early end made needless do not count. Arms without a kernel in ``kernels`` count as not built, unless the target
+    is local. ``tests`` are the arms' selftests.
 
     Raises :class:`RecordingError` for a recording of an ``ok`` trial that is damaged or of another arm or cell.
     """
     arms = _arms(experiment, kernels)
     cells = tuple(cell_info(cell) for cell in experiment.cells)
+    running = [arm.name for arm in arms if arm.build == "ok"]
+    stops = stopping.decide(experiment, results, running, partial(measure, trials=trials), accel == "icount")
+    results = [item for item in results if stopping.is_needed(item, experiment, stops)]
+    planned -= stopping.not_needed(experiment, stops)
     summaries, drawn = [], []
     for cell in cells:
         for arm in arms:
             ours = [item for item in results if (item.cell, item.arm) == (cell.name, arm.name)]
             pool = Pool()
-            boots = [_boot(item, trials, cell.placement, pool) for item in ours if item.outcome is Outcome.OK]
+            boots = [
+                _boot(item, trials, cell.placement, pool)
+                for item in ours
+                if item.outcome is Outcome.OK and not experiment.schedule.is_twin(item.boot)
+            ]
             summaries.append(_summary(cell.name, arm, ours, boots))
             if boots:
                 drawn.append(_curves(cell.name, arm.name, boots, pool))
     failures = tuple(_failed(item, trials) for item in results if item.outcome is not Outcome.OK)
-    metrics, verdicts = _verdicts(experiment, cells, arms, summaries, accel)
+    judged = _judge(experiment, results, summaries, running, accel)
+    floor = aa.judge(experiment, *_base_twice(experiment, results, summaries, trials), stops, accel == "icount")
+    metrics = aa.with_noise(judged.metrics, floor)
+    verdicts = _verdicts(metrics)
     mapped = stale.judge(experiment, results, trials)
     tested = selftests.judge(experiment, results, tests, trials)
     traced = tracedboots.judge(experiment, results, trials, summaries)
     own: dict[Check, Sequence[CheckResult]] = {
         "attribution": traced.checks, "stale_mapping": mapped.checks, "kvm_selftests": tested.checks,
     }  # fmt: skip
-    checks = run_checks(experiment, cells, summaries, results, own)
-    pairs = max((item.pairs for item in metrics), default=0)
+    checks = (*run_checks(experiment, cells, summaries, results, own), *aa.checks(floor))
+    groups = modes.find([(item.cell, item.arm, item.per_boot) for item in summaries])
     comparison = Comparison(
         schema=SCHEMA,
         run=run,
@@ -123,7 +139,7 @@ def analyse(
         or (f"{arms[0].name}: no other arm to compare with; checks: {wording.checks_text(checks, arms[0].name)}",),
         titles=wording.plot_titles(metrics, summaries, cells, [arm.name for arm in arms]),
         why=why.lines(cells, [arm.name for arm in arms], summaries, traced.boots),
-        sure=wording.sure_lines(accel, experiment.report.margin, metrics, pairs) if cells else (),
+        sure=sure.sure_lines(experiment, accel, metrics, floor, groups, stops) if cells else (),
         stale=mapped.counts,
         stale_notes=mapped.notes,
         selftests=tested.rows,
@@ -131,6 +147,10 @@ def analyse(
         trials=tuple(_trial(item, trials) for item in results),
         traced=traced.boots,
         traced_notes=why.traced_notes(traced.boots),
+        aa=floor,
+        bimodal=groups,
+        looks=experiment.schedule.look_boots if stops else (),
+        stops=stops,
     )
     return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 
@@ -147,24 +167,6 @@ def cell_info(cell: Cell) -> CellInfo:
         page=cell.guest.page,
         control=placement if placement in ("other-process", "overlap") else ("" if cell.storm else "quiet"),
     )
-
-
-def skim_checked(result: TrialResult, trials: Path) -> recording.Recording:
-    """The recording of an ``ok`` trial, its CRC left to the first pass over its faults.
-
-    Raises :class:`RecordingError` if it is not this arm's and cell's, or holds no fault.
-    """
-    path = trials / result.id / RECORDING_FILE
-    found = recording.skim(path)
-    if (found.header.arm, found.header.cell) != (result.arm, result.cell):
-        raise RecordingError(
-            f"{path} is of arm {found.header.arm!r}, cell {found.header.cell!r}; the trial was of arm {result.arm!r},"
-            f" cell {result.cell!r}",
-            hint=result.rerun,
-        )
-    if found.nr_faults == 0:
-        raise RecordingError(f"{path} holds no fault at all", hint=result.rerun)
-    return found
 
 
 def _boot(result: TrialResult, trials: Path, placement: str, pool: Pool) -> _Boot:
@@ -230,27 +232,45 @@ def _curves(cell: str, arm: str, boots: Sequence[_Boot], pool: Pool) -> CellCurv
     return CellCurves(cell, arm, ccdf, percentiles, boots[0].timeline)
 
 
-def _verdicts(
+def _judge(
     experiment: Experiment,
-    cells: Sequence[CellInfo],
-    arms: Sequence[ArmSummary],
+    results: Sequence[TrialResult],
     summaries: Sequence[CellSummary],
+    running: Sequence[str],
     accel: str,
-) -> tuple[tuple[MetricComparison, ...], tuple[CellComparison, ...]]:
-    found = {(item.cell, item.arm): item for item in summaries}
-    base = arms[0].name
-    wanted = [(cell.name, arm.name) for cell in cells for arm in arms[1:]]
-    effects: list[compare.Effect] = []
-    for cell, arm in wanted:
-        left, right = found[cell, base], found[cell, arm]
-        missing = next((f"{side.arm}: {side.outcome}" for side in (left, right) if not side.boots), "")
-        effects += compare.effects_of(cell, arm, left.per_boot, right.per_boot, experiment.report.margin, missing)
-    metrics = compare.judge(effects, base, accel == "icount")
-    verdicts = tuple(
+) -> stopping.Judged:
+    found = stopping.Measurements(
+        boots={(item.cell, item.arm): item.per_boot for item in summaries},
+        missing={(item.cell, item.arm): f"{item.arm}: {item.outcome}" for item in summaries if not item.boots},
+        reached=stopping.reached(experiment, results, running),
+    )
+    return stopping.judge_run(experiment, found, accel == "icount")
+
+
+def _base_twice(
+    experiment: Experiment, results: Sequence[TrialResult], summaries: Sequence[CellSummary], trials: Path
+) -> tuple[dict[str, Sequence[compare.Boot]], dict[str, Sequence[compare.Boot]]]:
+    """The base's first and second boots, by cell."""
+    first: dict[str, Sequence[compare.Boot]] = {
+        item.cell: item.per_boot for item in summaries if item.arm == experiment.base.name
+    }
+    second: dict[str, Sequence[compare.Boot]] = {
+        cell.name: [
+            measure(item, trials)
+            for item in results
+            if (item.cell, item.outcome) == (cell.name, Outcome.OK) and experiment.schedule.is_twin(item.boot)
+        ]
+        for cell in experiment.cells
+    }
+    return first, second
+
+
+def _verdicts(metrics: Sequence[MetricComparison]) -> tuple[CellComparison, ...]:
+    wanted = dict.fromkeys((item.cell, item.arm) for item in metrics)
+    return tuple(
         wording.cell_verdict(cell, arm, [item for item in metrics if (item.cell, item.arm) == (cell, arm)])
         for cell, arm in wanted
     )
-    return metrics, verdicts
 
 
 def _arms(experiment: Experiment, kernels: Sequence[Kernel]) -> tuple[ArmSummary, ...]:

@@ -6,7 +6,8 @@ fault as differences, since their base is often 0. Three cases:
 * One pair on a target whose time is not deterministic: nothing can be said, ``inconclusive``.
 * icount, fewer than six seeds: each pair is exact for its seed, so the verdict is what all pairs agree on. It says
   nothing about other seeds.
-* Six pairs or more: the 95 % interval against the margin, and the permutation test after Holm's correction.
+* Six pairs or more: the 95 % interval against the margin, and the permutation test after Holm's correction. In a run
+  ``until: decided`` both at the level of the look (``sequential.py``).
 """
 
 from __future__ import annotations
@@ -15,15 +16,55 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from orchestrator.analysis import statistics
-from orchestrator.analysis.model import METRICS, BootSummary, Metric, MetricComparison, Verdict
+from orchestrator.analysis import power, statistics
+from orchestrator.analysis.model import METRICS, Latency, Metric, MetricComparison, Verdict
+from orchestrator.analysis.sequential import FIXED, Stage
+from orchestrator.analysis.statistics import ALPHA, Estimate
 
 # A change of retries per fault below this is none, whatever its ratio: 65 of 65,536 faults, about what the exits
 # without a counter of their own amount to.
 RETRIES_MARGIN = 0.001
+
+
+class Boot(Protocol):
+    """What is compared of a boot; ``model.BootSummary`` has it."""
+
+    @property
+    def trial(self) -> str: ...
+    @property
+    def boot(self) -> int: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def faults(self) -> int: ...
+    @property
+    def latency(self) -> Latency: ...
+    @property
+    def retries(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """The comparisons that share one error rate with those that are being judged, from cells that have stopped.
+
+    ``called`` were significant there: Holm's procedure need not count them any more. ``others`` were not, and count.
+    """
+
+    called: int = 0
+    others: int = 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a verdict depends on beside the figures: how time is counted, which look it is, what else is tested."""
+
+    deterministic: bool
+    stage: Stage = FIXED
+    family: Family = Family()
 
 
 @dataclass(frozen=True)
@@ -48,19 +89,19 @@ class Effect:
         return self.metric != "retries_per_fault"
 
 
-def value_of(boot: BootSummary, metric: Metric) -> float | None:
+def value_of(boot: Boot, metric: Metric) -> float | None:
     """One boot's value of a metric; None for retries where KVM's counters are missing."""
     if metric == "retries_per_fault":
         return None if boot.retries is None else boot.retries / boot.faults
     return float(getattr(boot.latency, metric))
 
 
-def pair(base: Sequence[BootSummary], arm: Sequence[BootSummary]) -> tuple[tuple[BootSummary, BootSummary], ...]:
+def pair(base: Sequence[Boot], arm: Sequence[Boot]) -> tuple[tuple[Boot, Boot], ...]:
     """Boots of two arms of one cell paired within their blocks, the k-th of one with the k-th of the other.
 
     A boot whose partner failed has no pair and is left out.
     """
-    blocks: dict[int, list[BootSummary]] = defaultdict(list)
+    blocks: dict[int, list[Boot]] = defaultdict(list)
     for boot in sorted(arm, key=lambda item: (item.block, item.boot)):
         blocks[boot.block].append(boot)
     pairs = []
@@ -71,7 +112,7 @@ def pair(base: Sequence[BootSummary], arm: Sequence[BootSummary]) -> tuple[tuple
 
 
 def effect(
-    cell: str, arm: str, metric: Metric, pairs: Sequence[tuple[BootSummary, BootSummary]], margin: float, missing: str
+    cell: str, arm: str, metric: Metric, pairs: Sequence[tuple[Boot, Boot]], margin: float, missing: str
 ) -> Effect:
     """The pairs' effects on one metric; ``missing`` is the reason to give where there is no pair."""
     nothing = Effect(cell, arm, metric, (), (), (), (0.0, 0.0), missing or "no pair of boots")
@@ -90,47 +131,61 @@ def effect(
     return Effect(cell, arm, metric, base_values, values, steps, (math.log1p(-margin), math.log1p(margin)), "")
 
 
-def judge(effects: Sequence[Effect], base: str, deterministic: bool) -> tuple[MetricComparison, ...]:
-    """A verdict for each effect; p-values are corrected over all of them together."""
-    estimates = [
-        statistics.paired(np.array(item.steps)) if len(item.steps) >= 2 and not _exact(item, deterministic) else None
-        for item in effects
-    ]
-    adjusted = statistics.holm([None if found is None else found.p_value for found in estimates])
-    tests = sum(value is not None for value in adjusted)
+def judge(effects: Sequence[Effect], base: str, context: Context) -> tuple[MetricComparison, ...]:
+    """A verdict for each effect; p-values are corrected over all of them, and over ``context.family``, together."""
+    estimates = _estimates(effects, context)
+    overall = [None if found is None else context.stage.overall(found.p_value) for found in estimates]
+    adjusted = statistics.holm(overall, context.family.others)
+    family = context.family
+    tests = sum(value is not None for value in adjusted) + family.others + family.called
     return tuple(
-        _judge_one(item, base, deterministic, found, p_adjusted, tests)
+        _judge_one(item, base, found, p_adjusted, tests, context)
         for item, found, p_adjusted in zip(effects, estimates, adjusted, strict=True)
     )
 
 
-def _exact(item: Effect, deterministic: bool) -> bool:
-    return deterministic and 0 < len(item.steps) < statistics.MIN_PAIRS
+def _estimates(effects: Sequence[Effect], context: Context) -> list[Estimate | None]:
+    """Estimates where they say something; those of as many pairs in one go."""
+    found: list[Estimate | None] = [None] * len(effects)
+    alike: dict[int, list[int]] = defaultdict(list)
+    for index, item in enumerate(effects):
+        if len(item.steps) >= 2 and not _exact(item, context):
+            alike[len(item.steps)].append(index)
+    for indices in alike.values():
+        rows = np.array([effects[index].steps for index in indices])
+        for index, estimate in zip(indices, statistics.paired_rows(rows, context.stage.alpha), strict=True):
+            found[index] = estimate
+    return found
+
+
+def _exact(item: Effect, context: Context) -> bool:
+    return context.deterministic and 0 < len(item.steps) < statistics.MIN_PAIRS
 
 
 def _judge_one(
-    item: Effect,
-    base: str,
-    deterministic: bool,
-    found: statistics.Estimate | None,
-    p_adjusted: float | None,
-    tests: int,
+    item: Effect, base: str, found: Estimate | None, p_adjusted: float | None, tests: int, context: Context
 ) -> MetricComparison:
     base_value, value, ratio = _values(item)
     verdict: Verdict
-    ci: tuple[float | None, float | None]
+    ci: tuple[float | None, float | None] = (None, None)
+    smallest: float | None = None
+    needed = None
     if item.missing:
-        verdict, reason, ci, smallest = "inconclusive", item.missing, (None, None), None
-    elif _exact(item, deterministic):
+        verdict, reason = "inconclusive", item.missing
+    elif _exact(item, context):
         verdict, reason = _exact_verdict(item)
         ci = _ratios(item, min(item.steps), max(item.steps), base_value)
         smallest = _as_change(item, item.bounds[1], base_value)
     elif found is None:
-        verdict, reason, ci, smallest = "inconclusive", "one boot: its noise is not known", (None, None), None
+        verdict, reason = "inconclusive", "one boot: its noise is not known"
     else:
-        verdict, reason = _interval_verdict(item, found, p_adjusted, tests)
+        verdict, reason = _interval_verdict(item, found, p_adjusted, tests, context.stage)
         ci = _ratios(item, found.low, found.high, base_value)
-        smallest = _as_change(item, item.bounds[1] + found.resolution, base_value)
+        size = power.smallest_effect(found, item.bounds[1], context.stage, tests)
+        smallest = None if size is None else _as_change(item, size, base_value)
+        if verdict == "inconclusive":
+            needed = power.boots_needed(found, item.bounds, context.stage, tests)
+            reason += _more(needed)
     return MetricComparison(
         cell=item.cell,
         base=base,
@@ -148,7 +203,23 @@ def _judge_one(
         reason=reason,
         # The slowest fault of a single pair is one event: shown, but a verdict on a cell needs more than one.
         decides=not item.missing and not (item.metric == "max" and len(item.steps) < 2),
+        boots_needed=needed,
     )
+
+
+def _more(needed: int | None) -> str:
+    if needed is None:
+        return f"; {power.MOST_BOOTS} boots would not decide it"
+    return f"; about {needed} boots would decide it"
+
+
+def hopeless(item: Effect, last: Stage, tests: int) -> bool:
+    """Whether not even the last look is likely to decide, were change and spread what they seem to be."""
+    if item.missing or len(item.steps) < 2:
+        return True
+    found = Estimate(float(np.mean(item.steps)), 0.0, 0.0, 1.0, float(np.std(item.steps, ddof=1)), len(item.steps))
+    needed = power.boots_needed(found, item.bounds, last, tests, power.HOPELESS)
+    return needed is None or needed > last.looks[-1]
 
 
 def _exact_verdict(item: Effect) -> tuple[Verdict, str]:
@@ -166,7 +237,7 @@ def _exact_verdict(item: Effect) -> tuple[Verdict, str]:
 
 
 def _interval_verdict(
-    item: Effect, found: statistics.Estimate, p_adjusted: float | None, tests: int
+    item: Effect, found: Estimate, p_adjusted: float | None, tests: int, stage: Stage
 ) -> tuple[Verdict, str]:
     low, high = item.bounds
     pairs = len(item.steps)
@@ -177,11 +248,11 @@ def _interval_verdict(
         return "equivalent", "the interval lies within the margin"
     if not (found.high < low or found.low > high):
         return "inconclusive", "the interval crosses the margin"
-    if p_adjusted is None or p_adjusted > statistics.ALPHA:
-        needed = statistics.pairs_needed(tests)
-        more = f"; {needed} boots can" if pairs < needed else ""
-        return "inconclusive", f"{pairs} boots cannot decide at 5 % over {tests} comparisons{more}"
-    return ("improved" if found.high < low else "regressed"), f"p {p_adjusted:.2g} over {tests} comparisons"
+    looks = len(stage.looks)
+    over = f"over {tests} comparisons" + (f" and {looks} looks" if looks > 1 else "")
+    if p_adjusted is None or p_adjusted > ALPHA:
+        return "inconclusive", f"{pairs} boots do not decide at 5 % {over}"
+    return ("improved" if found.high < low else "regressed"), f"p {p_adjusted:.2g} {over}"
 
 
 def _values(item: Effect) -> tuple[float | None, float | None, float | None]:
@@ -220,12 +291,7 @@ def _as_change(item: Effect, size: float, base_value: float | None) -> float:
 
 
 def effects_of(
-    cell: str,
-    arm: str,
-    base_boots: Sequence[BootSummary],
-    arm_boots: Sequence[BootSummary],
-    margin: float,
-    missing: str,
+    cell: str, arm: str, base_boots: Sequence[Boot], arm_boots: Sequence[Boot], margin: float, missing: str
 ) -> tuple[Effect, ...]:
     """All metrics of one arm against the base in one cell."""
     pairs = pair(base_boots, arm_boots)

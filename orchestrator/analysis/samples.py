@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.analysis.analyse import skim_checked
 from orchestrator.analysis.attribution import KINDS, Sorter
+from orchestrator.analysis.measure import skim_checked
 from orchestrator.experiment import Experiment
 from orchestrator.recording import Faults, Recording
 from orchestrator.results import Outcome, TrialResult

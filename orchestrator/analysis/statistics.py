@@ -1,7 +1,9 @@
 """Boots in, intervals and p-values out. The boot is the unit: samples of one boot are correlated, boots are not.
 
 Arms are paired by block (same machine, same seed, next to each other in time), so drift of the machine cancels in
-each pair. Everything here works on one number a boot.
+each pair. Everything here works on one number a boot, and takes many metrics at once: the thousands of experiments
+behind ``docs/statistics.md`` go through this very code. ``scipy.stats.bootstrap`` and ``permutation_test`` give the
+same figures one metric at a time (``test_statistics.py`` holds the two together).
 """
 
 from __future__ import annotations
@@ -9,78 +11,134 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 ALPHA = 0.05
-POWER = 0.8
 RESAMPLES = 9999
 # Below six pairs even the most extreme outcome of a paired permutation test has p = 2 / 2**5 > 5 %, and a percentile
 # bootstrap of so few values is too narrow to call anything equivalent.
 MIN_PAIRS = 6
+# Up to here all 2**pairs sign flips are counted, as sums of two halves (2**15 values to sort); beyond, random ones.
+EXACT_PAIRS = 30
+RANDOM_FLIPS = 99_999
+SEED = 1  # A report made again must say the same.
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A paired difference: its mean, 95 % interval, permutation p-value, and the smallest one that could be seen."""
+    """A paired difference: its mean, interval and permutation p-value, and the standard deviation of the pairs."""
 
     value: float
     low: float
     high: float
     p_value: float
-    resolution: float
+    spread: float
+    pairs: int
 
 
-def paired(differences: NDArray[np.float64], seed: int = 1) -> Estimate:
-    """Mean of paired differences, shape (pairs,) with at least two.
+def paired(differences: Floats, alpha: float = ALPHA) -> Estimate:
+    """:func:`paired_rows` of one metric, shape (pairs,)."""
+    return paired_rows(differences[np.newaxis, :], alpha)[0]
 
-    The interval is the percentile bootstrap, with the level expanded so that at few pairs it is as wide as Student's
-    interval would be (T. Hesterberg, "What Teachers Should Know About the Bootstrap", 2014, section 5.3.1). The
-    p-value is the two-sided sign-flip permutation test, exact up to 13 pairs. ``resolution`` is the difference that
-    an interval as wide as this one excludes with 80 % power. Seeded, so that a report made again says the same.
+
+def paired_rows(rows: Floats, alpha: float = ALPHA) -> tuple[Estimate, ...]:
+    """Means of paired differences, shape (metrics, pairs), with at least two pairs.
+
+    The interval of level ``1 - alpha`` is the percentile bootstrap, with the level expanded so that at few pairs it is
+    as wide as Student's interval would be (T. Hesterberg, "What Teachers Should Know About the Bootstrap", 2014,
+    section 5.3.1). The p-value is the two-sided sign-flip permutation test (:func:`sign_flip_p`).
+    """
+    count = rows.shape[1]
+    values, spreads = rows.mean(axis=1), rows.std(axis=1, ddof=1)
+    student = float(special.stdtrit(count - 1, 1 - alpha / 2))
+    tail = max(float(special.ndtr(-math.sqrt(count / (count - 1)) * student)), 0.5e-6)
+    means = np.sort(rows @ _resamples(count), axis=1)
+    lows, highs = _quantile(means, tail), _quantile(means, 1 - tail)
+    # Equal differences have no spread, but for rounding errors of the sums.
+    flat = np.ptp(rows, axis=1) == 0
+    values[flat] = lows[flat] = highs[flat] = rows[flat, 0]
+    spreads[flat] = 0.0
+    return tuple(
+        Estimate(float(value), float(low), float(high), sign_flip_p(row), float(spread), count)
+        for row, value, low, high, spread in zip(rows, values, lows, highs, spreads, strict=True)
+    )
+
+
+def _quantile(ordered: Floats, share: float) -> Floats:
+    """``np.quantile`` of rows that are sorted already."""
+    place = share * (ordered.shape[1] - 1)
+    at = min(int(place), ordered.shape[1] - 2)
+    return np.asarray(ordered[:, at] + (ordered[:, at + 1] - ordered[:, at]) * (place - at), np.float64)
+
+
+def sign_flip_p(differences: Floats) -> float:
+    """Two-sided p-value of the paired permutation test: how often flipped signs give as large a sum as was seen.
+
+    Under the hypothesis of no difference each pair could as well have come the other way round. Exact for up to
+    :data:`EXACT_PAIRS` pairs, of :data:`RANDOM_FLIPS` seeded random flips beyond.
     """
     count = len(differences)
-    spread = float(differences.std(ddof=1))
-    student = float(stats.t.ppf(1 - ALPHA / 2, count - 1))
-    level = 1 - 2 * float(stats.norm.sf(math.sqrt(count / (count - 1)) * student))
-    if spread == 0.0:
-        low = high = float(differences.mean())
-    else:
-        interval = stats.bootstrap(
-            (differences,), np.mean, confidence_level=min(level, 1 - 1e-6), n_resamples=RESAMPLES,
-            method="percentile", random_state=np.random.default_rng(seed),
-        ).confidence_interval  # fmt: skip
-        low, high = float(interval.low), float(interval.high)
-    tested = stats.permutation_test(
-        (differences, np.zeros(count)), _mean_difference, permutation_type="samples", vectorized=True,
-        n_resamples=RESAMPLES, random_state=np.random.default_rng(seed),
-    )  # fmt: skip
-    reach = student + float(stats.t.ppf(POWER, count - 1))
-    return Estimate(float(differences.mean()), low, high, float(tested.pvalue), reach * spread / math.sqrt(count))
+    # Sums that differ by rounding only are equal.
+    least = abs(float(differences.sum())) - 1e-12 * float(np.abs(differences).sum())
+    if count > EXACT_PAIRS:
+        sums = np.abs(_random_signs(count) @ differences)
+        return float(1 + np.count_nonzero(sums >= least)) / (RANDOM_FLIPS + 1)
+    # A flip of all signs gives the same size of sum: the first sign stays.
+    half = (count - 1) // 2
+    left = differences[0] + _signs(half) @ differences[1 : 1 + half]
+    right = np.sort(_signs(count - 1 - half) @ differences[1 + half :])
+    above = len(right) * len(left) - int(np.searchsorted(right, least - left, side="left").sum())
+    below = int(np.searchsorted(right, -least - left, side="right").sum())
+    return min(1.0, (above + below) / (len(left) * len(right)))
 
 
-def _mean_difference(x: NDArray[np.float64], y: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    return np.asarray((x - y).mean(axis=axis), np.float64)
+@lru_cache(maxsize=32)
+def _signs(count: int) -> Floats:
+    """All rows of ±1 of a length, shape (2**count, count)."""
+    bits = np.arange(2**count)[:, np.newaxis] >> np.arange(count)
+    return np.asarray(1.0 - 2.0 * (bits & 1), np.float64)
+
+
+@lru_cache(maxsize=4)
+def _random_signs(count: int) -> Floats:
+    rng = np.random.default_rng(SEED)
+    return np.asarray(rng.integers(0, 2, (RANDOM_FLIPS, count), np.int8) * 2.0 - 1.0, np.float64)
+
+
+@lru_cache(maxsize=8)
+def _resamples(count: int) -> Floats:
+    """Weights of the bootstrap, shape (count, RESAMPLES): how often each value is drawn, over their number."""
+    drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
+    flat = np.bincount((drawn + np.arange(RESAMPLES)[:, np.newaxis] * count).ravel(), minlength=RESAMPLES * count)
+    return np.ascontiguousarray(flat.reshape(RESAMPLES, count).T / count)
 
 
 def smallest_p(pairs: int) -> float:
     """The smallest two-sided p-value that a paired permutation test of ``pairs`` pairs can reach."""
-    return max(2.0 ** (1 - pairs), 1 / (RESAMPLES + 1))
+    return 2.0 ** (1 - pairs) if pairs <= EXACT_PAIRS else 1 / (RANDOM_FLIPS + 1)
 
 
-def pairs_needed(comparisons: int) -> int:
-    """How many pairs it takes before the smallest p-value, Holm-corrected for ``comparisons``, is at most 5 %."""
-    return math.ceil(1 + math.log2(max(1, comparisons) / ALPHA))
+def pairs_for(level: float) -> int:
+    """How many pairs it takes before the smallest p-value is at most ``level``."""
+    return max(1, math.ceil(1 - math.log2(level)))
 
 
-def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
-    """Holm's step-down correction; None (not computed) stays None and does not count as a comparison."""
+def holm(p_values: Sequence[float | None], others: int = 0) -> tuple[float | None, ...]:
+    """Holm's step-down correction; None (not computed) stays None and does not count as a comparison.
+
+    ``others`` is the number of comparisons beside these that have not been called and still count (of cells that have
+    stopped).
+    """
     known = sorted((value, index) for index, value in enumerate(p_values) if value is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     reached = 0.0
     for rank, (value, index) in enumerate(known):
-        reached = max(reached, min(1.0, value * (len(known) - rank)))
+        reached = max(reached, min(1.0, value * (len(known) - rank + others)))
         adjusted[index] = reached
     return tuple(adjusted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from orchestrator.analysis import statistics
 from orchestrator.analysis.model import (
     ArmSummary,
     CellComparison,
@@ -105,11 +104,18 @@ def cell_verdict(cell: str, arm: str, metrics: Sequence[MetricComparison]) -> Ce
     retries = by_metric["retries_per_fault"]
     if retries not in moved and (retries.base_value or retries.value):
         shown.insert(0, retries)
+    shown += _beside_mean(shown, by_metric["p99_9"])
     text = ", ".join(change(item) for item in shown)
     if verdict == "inconclusive":
         reasons = {item.reason for item in deciding if item.verdict == "inconclusive"}
         text += f": {min(reasons, key=len)}"
     return CellComparison(cell, arm, verdict, text)
+
+
+def _beside_mean(shown: Sequence[MetricComparison], tail: MetricComparison) -> list[MetricComparison]:
+    """What a mean needs beside it: one slow fault in a thousand moves it as much as a slower kernel does."""
+    names = {item.metric for item in shown}
+    return [tail] if "mean" in names and not names & {"p99", "p99_9", "max"} else []
 
 
 def _weight(item: MetricComparison) -> tuple[bool, float]:
@@ -167,7 +173,11 @@ def _strongest(metrics: Sequence[MetricComparison], kind: str) -> str:
     best: dict[bool, MetricComparison] = {}
     for item in sorted(moved, key=_weight, reverse=True):
         best.setdefault(item.metric == "retries_per_fault", item)
-    shown = [change(best[key]) for key in (True, False) if key in best]
+    chosen = [best[key] for key in (True, False) if key in best]
+    for item in [item for item in chosen if item.metric == "mean"]:
+        here = (other for other in metrics if (other.cell, other.arm) == (item.cell, item.arm))
+        chosen += _beside_mean(chosen, next(other for other in here if other.metric == "p99_9"))
+    shown = [change(item) for item in chosen]
     return f" ({', '.join(shown)})" if shown else ""
 
 
@@ -227,44 +237,3 @@ def _counted(verdicts: Sequence[Verdict]) -> str:
         return f"{word} in {'all ' if len(verdicts) > 1 else ''}{total}"
     said = [f"{word} in {verdicts.count(kind)}" for kind, word in words.items() if kind in verdicts]
     return ", ".join([f"{said[0]} of {total}", *said[1:]])
-
-
-def sure_lines(accel: str, margin: float, metrics: Sequence[MetricComparison], pairs: int) -> tuple[str, ...]:
-    """How sure a reader may be: what the verdicts rest on and what this run could not have seen."""
-    lines = [
-        f"Lower is better in every metric. A change within ±{margin * 100:g} % (retries: or 0.001 per fault) is called"
-        " equivalent."
-    ]
-    tests = sum(item.p_value is not None for item in metrics)
-    if pairs == 0:
-        lines.append("No cell has a good boot of both arms: nothing was compared.")
-    elif accel == "icount" and pairs < statistics.MIN_PAIRS:
-        seeds = "this one seed" if pairs == 1 else f"these {pairs} seeds"
-        lines.append(
-            f"icount: time is instructions executed, so every figure is exact and repeatable for {seeds}, and a"
-            f" difference of zero is zero. It says nothing about other seeds, caches, or real time. The maximum of one"
-            f" seed is a single fault: it is shown and does not decide a cell."
-        )
-    elif pairs == 1:
-        lines.append("One boot of each arm: its noise is not known, so every verdict is inconclusive.")
-    else:
-        lines.append(
-            f"{pairs} boots of each arm, paired by block; 95 % bootstrap intervals, paired permutation test,"
-            f" Holm-corrected over {tests} comparisons. Smallest p that {pairs} boots can reach:"
-            f" {statistics.smallest_p(pairs):.2g}; {statistics.pairs_needed(tests)} boots reach 5 % corrected."
-        )
-    lines.extend(_smallest(metrics))
-    return tuple(lines)
-
-
-def _smallest(metrics: Sequence[MetricComparison]) -> list[str]:
-    """The smallest effect that this run could have seen in its least sensitive cell, by metric."""
-    worst: dict[Metric, float] = {}
-    for item in metrics:
-        if item.smallest_effect is not None and (item.metric != "retries_per_fault" or item.base_value):
-            worst[item.metric] = max(worst.get(item.metric, 0.0), item.smallest_effect)
-    sizes = {LABELS[name]: percent(size)[1:] for name, size in worst.items() if name != "retries_per_fault"}
-    if len(set(sizes.values())) == 1:
-        return [f"Smallest change of a latency that this run could have called: {next(iter(sizes.values()))}."]
-    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    return [f"Smallest change this run could have called, in its least sensitive cell: {listed}."] if sizes else []

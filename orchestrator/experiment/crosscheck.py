@@ -25,6 +25,7 @@ from orchestrator.experiment.yamltext import Document, Location, Shown
 
 MAX_TRIALS = 1_000_000
 MAX_CELL_NAME = 95  # char cell[96] of guests/include/recording.h
+MIN_BOOTS_TO_LOOK = 6
 OWN_TRIALS: frozenset[Check] = frozenset(("stale_mapping", "kvm_selftests"))  # checks that need no cell
 SAMPLE_BYTES = 16  # struct rec_fault
 MAX_SAMPLES_MIB = 2900  # SYS_LIMIT of guests/fault_vmm/fault_vmm.h, 3 GiB, less the guest's page tables
@@ -76,11 +77,46 @@ def run(document: Document, parts: Parts) -> None:
     _selftests(document, parts)
     _trace(document, parts)
     if parts.schedule is not None:
-        boots = len(parts.stale.pages) * len(parts.stale.tdp) if parts.stale is not None else 0
-        trials = len(parts.arms) * (len(parts.cells) + boots) * parts.schedule.boots
-        trials += len(parts.arms) * len(parts.trace.cells) if parts.trace is not None else 0
-        if trials > MAX_TRIALS:
-            document.problem(("schedule", "boots"), f"at most {MAX_TRIALS} trials in all", trials)
+        _schedule(document, parts, parts.schedule)
+
+
+def _schedule(document: Document, parts: Parts, schedule: Schedule) -> None:
+    boots = len(parts.stale.pages) * len(parts.stale.tdp) if parts.stale is not None else 0
+    trials = (len(parts.arms) + schedule.aa) * len(parts.cells) * schedule.most
+    trials += len(parts.arms) * boots * schedule.boots
+    trials += len(parts.arms) * len(parts.trace.cells) if parts.trace is not None else 0
+    if trials > MAX_TRIALS:
+        key = "boots" if schedule.until == "boots" else "at_most"
+        document.problem(("schedule", key), f"at most {MAX_TRIALS} trials in all", trials)
+    if schedule.aa and not parts.cells:
+        document.problem(("schedule", "aa"), "cells with aa: true, which compares the base in each", Shown("none"))
+    if schedule.until == "boots":
+        for key in ("at_most", "looks"):
+            if ("schedule", key) in document.lines:
+                document.problem(("schedule", key), "until: decided with this key", Shown("until: boots"))
+        return
+    _until_decided(document, parts, schedule)
+
+
+def _until_decided(document: Document, parts: Parts, schedule: Schedule) -> None:
+    at: Location = ("schedule", "until")
+    if len(parts.arms) == 1 or not parts.cells:
+        document.problem(at, "two arms and a cell with until: decided", Shown("nothing to decide"))
+    if schedule.at_most is None:
+        document.problem(at, "the key 'at_most' with until: decided", None)
+        return
+    # Fewer pairs cannot reach 5 % (analysis.statistics.MIN_PAIRS); and only whole A B B A cancel drift.
+    if schedule.boots < MIN_BOOTS_TO_LOOK or schedule.boots % 2:
+        document.problem(
+            ("schedule", "boots"), f"an even number of at least {MIN_BOOTS_TO_LOOK} with until: decided", schedule.boots
+        )
+    if schedule.at_most % 2 or schedule.at_most <= schedule.boots:
+        document.problem(("schedule", "at_most"), f"an even number above boots, {schedule.boots}", schedule.at_most)
+    elif schedule.boots % 2 == 0 and schedule.looks > (schedule.at_most - schedule.boots) // 2 + 1:
+        document.problem(
+            ("schedule", "looks"), "at least two boots from one look to the next",
+            Shown(f"{schedule.looks} looks from {schedule.boots} to {schedule.at_most} boots"),
+        )  # fmt: skip
 
 
 def _target(document: Document, target: TargetSpec) -> None:

@@ -29,6 +29,7 @@ StaleOp = Literal["madvise", "munmap", "mremap", "mprotect"]
 STALE_CASES: tuple[StaleCase, ...] = get_args(StaleCase)
 
 MAX_SEED = 2**63 - 1
+MAX_BOOTS = 100_000
 MAX_PAGES = 2**24  # REC_PAGE_BITS of guests/include/recording.h: a fault's page index has 24 bits.
 PAGE_BYTES = 4096
 
@@ -199,11 +200,49 @@ class Cell:
 class Schedule:
     """How often and in which order the trials are booted."""
 
-    boots: Annotated[int, Field(ge=1, le=100_000, description="boots of each arm in each cell")] = 1
+    boots: Annotated[
+        int,
+        Field(ge=1, le=MAX_BOOTS, description="boots of each arm in each cell; until: decided: before the first look"),
+    ] = 1
     order: Annotated[
         Literal["abba", "abab"], Field(description="order of the arms; abba cancels a linear drift of the machine")
     ] = "abba"
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="seed of page order, storm phase and start delay")] = 1
+    aa: Annotated[
+        bool,
+        Field(description="true: the base boots twice in every block and is compared with itself, the noise floor"),
+    ] = False
+    until: Annotated[
+        Literal["boots", "decided"],
+        Field(description="boots: as many as boots says; decided: a cell ends at the look that has all its verdicts"),
+    ] = "boots"
+    at_most: Annotated[
+        int | None, Field(ge=2, le=MAX_BOOTS, description="boots of each arm in each cell at the last look")
+    ] = None
+    looks: Annotated[
+        int, Field(ge=2, le=20, description="how often the results are looked at, evenly from boots to at_most")
+    ] = 4
+
+    @property
+    def look_boots(self) -> tuple[int, ...]:
+        """Boots of each arm after which a cell may end, ascending; all but the ends rounded to whole A B B A."""
+        if self.until == "boots" or self.at_most is None:
+            return (self.boots,)
+        step = (self.at_most - self.boots) / (self.looks - 1)
+        between = [self.boots + 2 * round(index * step / 2) for index in range(1, self.looks - 1)]
+        return (self.boots, *between, self.at_most)
+
+    @property
+    def most(self) -> int:
+        """Boots of each arm in each cell, if none ends early."""
+        return self.look_boots[-1]
+
+    def is_twin(self, boot: int) -> bool:
+        """Whether a boot of the base, by its number, is the second one of its block (``aa``).
+
+        They are numbered from :attr:`most` on, so that the first ones have the numbers of the other arms' boots.
+        """
+        return self.aa and boot >= self.most
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -71,7 +71,7 @@ def versus(left: Run, right: Run) -> Versus:
             hint=f"orch history {right.manifest.experiment}   (says which runs go together)",
         )
     exact = right.manifest.accel == "icount" and same_seeds(left, right)
-    metrics = compare.judge(_effects(left, right), left.name, exact)
+    metrics = compare.judge(_effects(left, right), left.name, compare.Context(exact))
     pairs = dict.fromkeys((item.cell, item.arm) for item in metrics)
     verdicts = tuple(
         wording.cell_verdict(cell, arm, [item for item in metrics if (item.cell, item.arm) == (cell, arm)])

@@ -9,6 +9,7 @@ beside the config says, 5.10.262 without it; one that ends in ``-slow`` is slow 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import signal
@@ -69,9 +70,11 @@ class SimulatedTarget:
 
 
 def make_recording(arm: str, cell: str, seed: int, factor: float = 1.0) -> bytes:
-    """The same for every arm but ``slow``, whose faults take half as long again."""
+    """The same for every arm but ``slow``, whose faults take half as long again, and ``noisy``, of which each boot in
+    ``cell1`` has a factor of its own."""
     cycles = np.random.default_rng(seed).normal(10_000, 50, FAULTS)
     cycles *= SLOW_FACTOR if arm == "slow" else factor
+    cycles *= math.exp(np.random.default_rng(seed + 1).normal(0, 0.02)) if (arm, cell) == ("noisy", "cell1") else 1.0
     names = ("pf_fixed", "pf_guest", "exits", "io_exits", "mmio_exits", "irq_exits", "halt_exits", "insn_emulation")
     counters = dict.fromkeys(names, 0) | {"pf_fixed": FAULTS, "exits": FAULTS + 8, "io_exits": 8}
     return recording_bytes(
@@ -122,8 +125,10 @@ def install(patch: Callable[[Any, str, object], None]) -> None:
     patch(run, "make_target", lambda setting, guests: SimulatedTarget())
 
 
-def write_config(folder: Path, arms: Sequence[str] = ("base", "v1"), boots: int = 1, cells: int = 2) -> Path:
-    """An experiment in ``folder`` with an arm for each name."""
+def write_config(
+    folder: Path, arms: Sequence[str] = ("base", "v1"), boots: int = 1, cells: int = 2, schedule: str = ""
+) -> Path:
+    """An experiment in ``folder`` with an arm for each name; ``schedule`` are more keys of that section."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "host.config").write_text("CONFIG_KVM=y\n")
     lines = ["name: simulated", "kernel: {sources: [{tree: linux}], fragments: [host.config]}", "arms:"]
@@ -132,7 +137,7 @@ def write_config(folder: Path, arms: Sequence[str] = ("base", "v1"), boots: int 
         lines.append(f"  {arm}: [{'' if arm == arms[0] else f'{arm}.patch'}]")
     lines += ["target: {kind: qemu, accel: icount}", "cells:"]
     lines += [f"  cell{index}: {{guest: {{mem_mib: 1, rounds: 1}}, storm: none}}" for index in range(cells)]
-    lines += [f"schedule: {{boots: {boots}}}", "checks: [kernel_log, controls]"]
+    lines += [f"schedule: {{boots: {boots}{schedule and ', '}{schedule}}}", "checks: [kernel_log, controls]"]
     path = folder / "simulated.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path

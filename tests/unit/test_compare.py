@@ -11,7 +11,7 @@ import pytest
 import simulate
 from simulate import BuiltLike, Effect, Plant, cell, run
 
-from orchestrator.analysis import compare, statistics
+from orchestrator.analysis import compare, wording
 from orchestrator.analysis.model import METRICS, Comparison, Metric, MetricComparison
 from orchestrator.errors import RecordingError
 from orchestrator.results import Outcome
@@ -116,7 +116,8 @@ def test_few_boots_say_that_they_cannot_decide(tmp_path: Path) -> None:
     plant = Plant(QUIET, accel="tcg", boots=4, noise=0.01, effects={("quiet", "v1"): Effect(scale=3.0)})
     found = verdicts(compared(plant, tmp_path), "quiet")
     assert {item.verdict for item in found.values()} == {"inconclusive"}
-    assert found["p50"].reason == "4 boots cannot decide at 5 %, the smallest p is 0.12"
+    assert found["p50"].reason == "4 boots cannot decide at 5 %, the smallest p is 0.12; about 9 boots would decide it"
+    assert found["p50"].boots_needed == 9 and found["p50"].smallest_effect is None
 
 
 def test_many_boots_find_a_planted_shift(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_noisy_a_against_a_is_never_a_change(tmp_path: Path, seed: int, boots: i
 
 
 def test_smallest_visible_effect_shrinks_with_boots(tmp_path: Path) -> None:
-    few = verdicts(compared(Plant(QUIET, accel="tcg", boots=6, noise=0.05), tmp_path / "few"), "quiet")["p50"]
+    few = verdicts(compared(Plant(QUIET, accel="tcg", boots=9, noise=0.05), tmp_path / "few"), "quiet")["p50"]
     many = verdicts(compared(Plant(QUIET, accel="tcg", boots=30, noise=0.05), tmp_path / "many"), "quiet")["p50"]
     assert few.smallest_effect is not None and many.smallest_effect is not None
     assert 0.02 < many.smallest_effect < few.smallest_effect
@@ -158,7 +159,7 @@ def test_seeds_under_icount_must_agree(tmp_path: Path) -> None:
     assert (item.verdict, item.reason) == ("regressed", "exact for these 3 seeds")
     steps = (math.log(1.1), 0.0, math.log(1.1))
     mixed = compare.Effect("quiet", "v1", "p50", (1.0,) * 3, (1.1, 1.0, 1.1), steps, (-0.02, 0.02), "")
-    (judged,) = compare.judge([mixed], "base", deterministic=True)
+    (judged,) = compare.judge([mixed], "base", compare.Context(deterministic=True))
     assert (judged.verdict, judged.reason) == ("inconclusive", "these 3 seeds disagree")
 
 
@@ -175,31 +176,6 @@ def test_value_and_ratio_of_several_boots_agree(tmp_path: Path) -> None:
         assert item.base_value is not None and item.value is not None and item.ratio is not None
         if item.base_value:
             assert item.ratio == pytest.approx(item.value / item.base_value)
-
-
-def test_holm_by_hand() -> None:
-    assert statistics.holm([0.01, None, 0.04, 0.03]) == (
-        pytest.approx(0.03),
-        None,
-        pytest.approx(0.06),
-        pytest.approx(0.06),
-    )
-    assert statistics.holm([]) == ()
-    assert statistics.smallest_p(6) == 2 / 2**6
-    assert (
-        statistics.smallest_p(statistics.pairs_needed(35)) * 35
-        <= 0.05
-        < statistics.smallest_p(statistics.pairs_needed(35) - 1) * 35
-    )
-
-
-def test_interval_of_few_pairs_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(7)
-    hits = 0
-    for _ in range(200):
-        found = statistics.paired(rng.normal(0.3, 1.0, 8))
-        hits += found.low <= 0.3 <= found.high
-    assert hits >= 180  # 95 % nominal; 90 % is four standard errors below
 
 
 def test_panicking_arm_is_classified_and_base_is_intact(tmp_path: Path) -> None:
@@ -306,8 +282,31 @@ def test_an_empty_recording_is_refused(tmp_path: Path) -> None:
 def test_report_says_how_sure_it_is(tmp_path: Path) -> None:
     exact = " ".join(compared(Plant(QUIET), tmp_path / "a").sure)
     assert "exact and repeatable for this one seed" in exact and "says nothing about other seeds" in exact
-    noisy = " ".join(compared(Plant(QUIET, accel="tcg", boots=6, noise=0.02), tmp_path / "b").sure)
-    assert "Smallest p that 6 boots can reach: 0.031" in noisy and "Smallest change" in noisy
+    few = " ".join(compared(Plant(QUIET, accel="tcg", boots=6, noise=0.02), tmp_path / "b").sure)
+    assert "Smallest p that 6 boots can reach: 0.031; 9 boots reach 5 % corrected." in few
+    assert "In 7 of 7 comparisons 6 boots can call no change, however large." in few
+    many = " ".join(compared(Plant(QUIET, accel="tcg", boots=10, noise=0.02), tmp_path / "c").sure)
+    assert "Smallest change this run could have called, in its least sensitive cell: mean " in many
+    seeds = " ".join(compared(Plant(QUIET, boots=6), tmp_path / "d").sure)
+    assert "the 6 seeds (start delay, storm phase, page order) are the sample" in seeds
+
+
+def test_a_mean_never_stands_alone(tmp_path: Path) -> None:
+    """In a cell's sentence and in the headline a tail stands beside it, moved or not."""
+    found = compared(Plant(QUIET, faults=20_000, effects={("quiet", "v1"): Effect(scale=1.1)}), tmp_path)
+    steady = {"verdict": "equivalent", "ratio": 1.0}
+    metrics = [
+        item if item.metric == "mean" else replace(item, **steady)  # type: ignore[arg-type]
+        for item in found.comparisons
+    ]
+    cell_line = wording.cell_verdict("quiet", "v1", metrics)
+    assert cell_line.verdict == "regressed" and "mean +10" in cell_line.summary and "p99.9 ±0 %" in cell_line.summary
+    headline = wording.headline(found.arms[1], metrics, [cell_line], found.checks, [])
+    assert "(mean +10" in headline and "p99.9 ±0 %" in headline
+    # Four that moved further than the tail must not push it out of the sentence.
+    ratios = {"mean": 1.5, "p50": 1.4, "p90": 1.3, "p99": 1.001, "p99_9": 1.1, "max": 1.05}
+    metrics = [replace(item, ratio=ratios.get(item.metric, 1.0)) for item in found.comparisons]
+    assert "p99.9 +10" in wording.cell_verdict("quiet", "v1", metrics).summary
 
 
 def test_why_counts_the_slow_faults_inside_windows(tmp_path: Path) -> None:

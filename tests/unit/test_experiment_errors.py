@@ -215,6 +215,39 @@ def test_each_mistake_is_the_only_one_found(cells: str, options: dict[str, str],
     assert problems(config(cells, **options)) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("at_most: 24", "at_most: expected until: decided with this key, found until: boots"),
+        ("looks: 3", "looks: expected until: decided with this key, found until: boots"),
+        ("boots: 12, until: decided", "until: expected the key 'at_most' with until: decided, found nothing"),
+        ("boots: 4, until: decided, at_most: 12",
+         "boots: expected an even number of at least 6 with until: decided, found 4"),
+        ("boots: 7, until: decided, at_most: 12",
+         "boots: expected an even number of at least 6 with until: decided, found 7"),
+        ("boots: 12, until: decided, at_most: 12", "at_most: expected an even number above boots, 12, found 12"),
+        ("boots: 12, until: decided, at_most: 15", "at_most: expected an even number above boots, 12, found 15"),
+        ("boots: 12, until: decided, at_most: 16",
+         "looks: expected at least two boots from one look to the next, found 4 looks from 12 to 16 boots"),
+        ("until: done", "until: expected 'boots' or 'decided', found 'done'"),
+        ("boots: 6, until: decided, at_most: 600000", "at_most: expected at most 100000, found 600000"),
+        ("aa: 2", "aa: expected true or false, found 2"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_cannot_be_kept(schedule: str, expected: str) -> None:
+    assert problems(config("  a: {storm: none}", more=f"schedule: {{{schedule}}}")) == [f"6: schedule.{expected}"]
+
+
+def test_a_schedule_with_nothing_to_look_at() -> None:
+    alone = VALID.replace("{fragment}", "/dev/null") + "schedule: {boots: 6, until: decided, at_most: 12}\n"
+    expected = "schedule.until: expected two arms and a cell with until: decided, found nothing to decide"
+    assert problems(alone) == [f"6: {expected}"]
+    without = config("  {}", checks="[stale_mapping]", more="schedule: {aa: true}")
+    assert problems(without) == [
+        "6: schedule.aa: expected cells with aa: true, which compares the base in each, found none"
+    ]
+
+
 def test_an_error_in_defaults_is_reported_once_and_there() -> None:
     text = config(
         "  a: {storm: {op: munmap}}\n  b: {storm: {op: mremap}}",

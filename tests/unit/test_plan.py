@@ -90,6 +90,40 @@ def test_a_hundred_thousand_trials_are_planned_fast_and_small() -> None:
     assert len(kept.trials) == 10_000 and used < 50 * 2**20
 
 
+def test_until_decided_lays_out_all_boots_and_checks_mappings_as_often_as_boots_says() -> None:
+    plan = make_plan(experiment(boots=6, until="decided", at_most=12, looks=3))
+    assert len(plan.blocks) == 2 * 12
+    # A longer run begins like a shorter one: what has run is never another trial.
+    assert plan.blocks[: 2 * 6] == make_plan(experiment(boots=6)).blocks
+
+
+@pytest.mark.parametrize(
+    ("boots", "at_most", "looks", "expected"),
+    [(12, 24, 4, (12, 16, 20, 24)), (14, 28, 4, (14, 18, 24, 28)), (6, 12, 2, (6, 12)), (6, 12, 4, (6, 8, 10, 12))],
+)
+def test_looks_are_even_and_spread_from_boots_to_at_most(
+    boots: int, at_most: int, looks: int, expected: tuple[int, ...]
+) -> None:
+    schedule = Schedule(boots=boots, until="decided", at_most=at_most, looks=looks)
+    assert schedule.look_boots == expected and schedule.most == at_most
+    assert Schedule(boots=boots).look_boots == (boots,)
+
+
+def test_aa_boots_the_base_twice_in_a_block() -> None:
+    chosen = experiment(arms=3, cells=1, boots=4, aa=True)
+    plan = make_plan(chosen)
+    assert [[(trial.arm, trial.boot) for trial in block.trials] for block in plan.blocks[:2]] == [
+        [("arm0", 0), ("arm0", 4), ("arm1", 0), ("arm2", 0)],
+        [("arm2", 1), ("arm1", 1), ("arm0", 5), ("arm0", 1)],
+    ]
+    twins = [trial for trial in plan.trials if chosen.schedule.is_twin(trial.boot)]
+    assert [trial.arm for trial in twins] == ["arm0"] * 4
+    assert [trial.id for trial in plan.trials] == [f"{index:03}" for index in range(16)]
+    # Linear drift adds the same to the base's first and second boots.
+    firsts = [trial for trial in plan.trials if trial.arm == "arm0" and trial not in twins]
+    assert sum(int(trial.id) for trial in firsts) == sum(int(trial.id) for trial in twins)
+
+
 def test_json_round_trip(tmp_path: Path) -> None:
     plan = make_plan(experiment(boots=3))
     path = tmp_path / "plan.json"
