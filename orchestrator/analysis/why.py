@@ -12,7 +12,7 @@ from orchestrator.analysis.wording import percent, share
 # What happened to a fault.
 HAPPENED: dict[Cause, str] = {
     "unrelated": "spun on an unrelated invalidation",
-    "needed": "waited for one over their page",
+    "needed": "spun on one over their page",
     "other": "were retried without one",
     "taken": "lost their mapping before its first use",
     "preempted": "lost the CPU",

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from orchestrator.analysis.causes import CAUSES, Cause, TracedBoot
+from orchestrator.analysis.causes import CAUSES, Cause, TraceCost, TracedBoot
 from orchestrator.analysis.findings import arm_lines
 from orchestrator.analysis.model import CellInfo, Comparison, FailedTrial, StaleCount
 from orchestrator.analysis.why import IN_VAIN
@@ -111,10 +111,19 @@ def _traced_rows(boot: TracedBoot) -> list[str]:
     }
     name = boot.arm if len(boot.arm) <= 6 else ""
     head = [] if name else [f"  {boot.arm}"]
-    return head + [
+    cost = [] if boot.cost is None else [_traced_cost(boot.cost)]
+    lines = [
         f"  {name if nr == 0 else '':6} {label:7}" + "".join(f"{value:>8}" for value in values)
         for nr, (label, values) in enumerate(rows.items())
     ]
+    return [*head, *lines, *cost]
+
+
+def _traced_cost(cost: TraceCost) -> str:
+    """The measured boot's figures and the traced one's: what differs is what the tracing does."""
+    p50 = " -> ".join(f"{value:,.0f}" for value in cost.p50_ns)
+    retries = " -> ".join("n/a" if value is None else f"{value:,}" for value in cost.retries)
+    return f"  {'':6} {'tracing':9}p50 {p50} ns, retries {retries}"
 
 
 def _stale(comparison: Comparison) -> list[str]:

@@ -232,6 +232,7 @@ def test_the_report_splits_the_tail(simulated: Simulated, tmp_path: Path) -> Non
     assert all(len(line) <= 72 for line in said.splitlines())
     rows = [line.split() for line in said.splitlines()]
     assert ["count", "240", "0", "0", "0"] in rows and ["count", "24", "0", "0", "0"] in rows
+    assert "retries 24 -> 24" in said
     flat = " ".join(said.split())
     assert (
         "base: 240 retries by trace, 240 by KVM's own counters; 240 spurious, 100.0% of them during a recorded call"
