@@ -100,9 +100,13 @@ def build_arms(
     cache: Path,
     progress: Callable[[Progress], None],
     *,
+    extra: Sequence[Path] = (),
     jobs: int | None = None,
 ) -> tuple[BuiltKernel, ...]:
     """Build every arm's kernel, or take it from the cache; ``arms[0]`` is the base.
+
+    ``extra`` are more fragments, behind the others: what the machines of a lab need. The kernels are those of all
+    fragments together, to the byte, and share objects with those of ``fragments`` alone where the options do not count.
 
     All patches are held against the tree before anything is built. A patched arm that does not compile is a
     :class:`BuiltKernel` with ``build == "failed"``; the others are built all the same.
@@ -111,7 +115,7 @@ def build_arms(
     vanished, :class:`BuildError` if the base does not compile or the machine fails, :class:`StoreError` if another
     process keeps the cache locked.
     """
-    requests = kconfig.read(fragments)
+    own, requests = kconfig.read(fragments), kconfig.read([*fragments, *extra])
     toolchain = make.toolchain()
     plans = tuple(_plan(tree, requests, toolchain, arm, cache) for arm in arms)
     kept = [_kept(plan, cached=True) for plan in plans]
@@ -119,11 +123,13 @@ def build_arms(
         return tuple(kernel for kernel in kept if kernel is not None)
     for plan in plans:
         _check_applies(plan, tree)
-    folder = cache / "build" / _key(tree, requests, toolchain, plans[0].series)
+    folder = cache / "build" / _key(tree, own, toolchain, plans[0].series)
     with lock(
         folder / ".lock", wait_s=LOCK_WAIT_S, say=lambda text: progress(Progress(arms[0].name, 0, None, text))
     ) as fd:
-        work = Workdir(folder, tree.path)
+        digest = kconfig.digest(requests)
+        variant = "" if digest == kconfig.digest(own) else digest[:KEY_CHARS]
+        work = Workdir(folder, tree.path, variant)
         kbuild = Kbuild(work.source, work.objects, jobs or len(os.sched_getaffinity(0)), fd)
         steps = _Steps(cache / "build" / f"steps-{kconfig.digest(requests)[:KEY_CHARS]}", progress)
         builder = _Builder(work, kbuild, requests, steps)

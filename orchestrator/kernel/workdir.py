@@ -6,6 +6,7 @@
         obj/          the object directory (its paths are in every command, so a copy elsewhere would rebuild all)
         base/         obj as the base arm's build left it
         base.json     written after base/ is complete: the files that the base's own patches changed
+        base-CONFIG/, base-CONFIG.json      the same with another config, see Workdir.variant
         touched.json  written before a series is applied: what must be put back
 
 Each arm starts from base/ and from the pristine tree, whatever happened before: what an earlier arm, or a killed run,
@@ -60,10 +61,16 @@ class Base:
 
 @dataclass(frozen=True)
 class Workdir:
-    """See the module. Every function here expects the lock to be held."""
+    """See the module. Every function here expects the lock to be held.
+
+    ``variant`` names another config of the same tree and base, empty for the folder's own: one that adds the drivers of
+    some machine. Its base is made from the objects of one that is there, of which make rebuilds what the differing
+    options are read by (Kbuild's fixdep notes them for each object).
+    """
 
     path: Path
     pristine: Path
+    variant: str = ""
 
     @property
     def source(self) -> Path:
@@ -75,7 +82,20 @@ class Workdir:
 
     @property
     def has_base(self) -> bool:
-        return (self.path / "base.json").is_file()
+        return self._record.is_file()
+
+    @property
+    def _base(self) -> Path:
+        return self.path / (f"base-{self.variant}" if self.variant else "base")
+
+    @property
+    def _record(self) -> Path:
+        return self._base.with_name(f"{self._base.name}.json")
+
+    def _others(self) -> tuple[Workdir, ...]:
+        """This folder with the variants that have a base, the folder's own config first."""
+        names = sorted(path.stem.partition("-")[2] for path in self.path.glob("base*.json"))
+        return tuple(Workdir(self.path, self.pristine, name) for name in names if name != self.variant)
 
     @contextlib.contextmanager
     def patched(self, series: Sequence[patch.Patch]) -> Iterator[tuple[str, ...]]:
@@ -96,8 +116,15 @@ class Workdir:
             self._restore()
 
     def start_base(self) -> None:
-        """Prepare obj/ for the base arm: as an interrupted build left it, less what that may have left half done."""
+        """Prepare obj/ for the base arm.
+
+        From another variant's base if there is one: arms may have been built since, and their objects are newer than
+        the sources that are put back. Else as an interrupted build left it, less what that may have left half done.
+        """
         self.objects.mkdir(parents=True, exist_ok=True)
+        for other in self._others():
+            other.start_arm()
+            return
         files = [path for path in self.objects.rglob("*") if path.suffix in OBJECTS and path.is_file()]
         times = {path: path.stat().st_mtime_ns for path in files}
         newest = max(times.values(), default=0)
@@ -107,15 +134,15 @@ class Workdir:
 
     def keep_base(self, paths: Iterable[str]) -> None:
         """Declare obj/ to be what every later arm starts from; ``paths`` were changed by the base's own patches."""
-        with publish(self.path / "base") as temporary:
+        with publish(self._base) as temporary:
             synchronize(self.objects, temporary)
         files = [(name, self.source / name) for name in paths if (self.source / name).is_file()]
         states = tuple(BaseFile(name, file_sha256(path), path.stat().st_mtime_ns) for name, path in files)
-        write_atomic(self.path / "base.json", to_json(Base(states)))
+        write_atomic(self._record, to_json(Base(states)))
 
     def start_arm(self) -> None:
         """Prepare obj/ and the times in src/ (patched already) so that make builds what differs from the base, only."""
-        synchronize(self.path / "base", self.objects)
+        synchronize(self._base, self.objects)
         for file in self._base_files():
             path = self.source / file.path
             if not path.is_file():
@@ -126,7 +153,7 @@ class Workdir:
             os.utime(path, ns=(mtime_ns, mtime_ns))
 
     def _base_files(self) -> tuple[BaseFile, ...]:
-        return load_json(self.path / "base.json", Base).files if self.has_base else ()
+        return load_json(self._record, Base).files if self.has_base else ()
 
     def _restore(self) -> None:
         """Make src/ pristine again: the very same inodes, so contents and times are right by construction."""

@@ -44,10 +44,13 @@ class Toy:
         return result
 
     def build(
-        self, arms: dict[str, Sequence[Path]], progress: Callable[[Progress], None] = lambda step: None
+        self,
+        arms: dict[str, Sequence[Path]],
+        progress: Callable[[Progress], None] = lambda step: None,
+        extra: Sequence[Path] = (),
     ) -> dict[str, BuiltKernel]:
         specs = [Arm(name, tuple(patches)) for name, patches in arms.items()]
-        kernels = build_arms(self.tree(), [self.fragment], specs, self.cache, progress, jobs=2)
+        kernels = build_arms(self.tree(), [self.fragment], specs, self.cache, progress, extra=extra, jobs=2)
         return {kernel.arm: kernel for kernel in kernels}
 
     def work(self) -> Path:
