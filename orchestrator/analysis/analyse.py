@@ -146,7 +146,7 @@ def analyse(
         selftest_notes=tested.notes,
         trials=tuple(_trial(item, trials) for item in results),
         traced=traced.boots,
-        traced_notes=why.traced_notes(traced.boots),
+        traced_notes=why.traced_notes(traced.boots, accel),
         aa=floor,
         bimodal=groups,
         looks=experiment.schedule.look_boots if stops else (),

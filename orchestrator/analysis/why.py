@@ -73,11 +73,14 @@ def _times(retries: int) -> str:
     return "" if not retries else f" ({'once' if retries == 1 else f'{retries:,} times'})"
 
 
-def traced_notes(boots: Sequence[TracedBoot]) -> tuple[str, ...]:
-    """What is missing of the traced boots, whether their sums agree, and what the tracing itself cost."""
+def traced_notes(boots: Sequence[TracedBoot], accel: str) -> tuple[str, ...]:
+    """What is missing of the traced boots, whether their sums agree, and what the tracing itself cost.
+
+    ``accel`` is what the trials ran on: only under icount is the difference of two boots the tracing's alone.
+    """
     arms = tuple(dict.fromkeys(boot.arm for boot in boots))
     sums = [_sums(arm, [boot for boot in boots if boot.arm == arm and not boot.lost]) for arm in arms]
-    return tuple(note for note in (*map(_missing, boots), *sums, _cost(boots)) if note)
+    return tuple(note for note in (*map(_missing, boots), *sums, _cost(boots, accel)) if note)
 
 
 def _missing(boot: TracedBoot) -> str:
@@ -104,13 +107,14 @@ def _sums(arm: str, boots: Sequence[TracedBoot]) -> str:
     )
 
 
-def _cost(boots: Sequence[TracedBoot]) -> str:
+def _cost(boots: Sequence[TracedBoot], accel: str) -> str:
     """The tracing's own cost: the typical fault beside that of the measured boot with the same kernel and seed."""
     slower = [boot.cost.p50_ns[1] / boot.cost.p50_ns[0] - 1 for boot in boots if boot.cost is not None]
     if not slower:
         return "There is no measured boot to tell the cost of the tracing from." if boots else ""
     least, most = percent(min(slower)), percent(max(slower))
+    noise = "" if accel == "icount" else ", the noise of two single boots included"
     return (
         f"Tracing itself changes the p50 of a fault by {least}{'' if least == most else f' to {most}'}, against the"
-        " measured boot with the same kernel and seed. So a traced boot tells causes; its times decide nothing."
+        f" measured boot with the same kernel and seed{noise}. So a traced boot tells causes; its times decide nothing."
     )

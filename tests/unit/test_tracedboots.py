@@ -66,10 +66,10 @@ class Simulated:
     results: tuple[TrialResult, ...]
     trials: Path
 
-    def comparison(self) -> Comparison:
+    def comparison(self, accel: str = "icount") -> Comparison:
         built = [simulate.BuiltLike(arm) for arm in PLANT.arms]
         return analyse(
-            self.experiment, self.results, built, self.trials, run="r", accel="icount", planned=len(self.results)  # type: ignore[arg-type]
+            self.experiment, self.results, built, self.trials, run="r", accel=accel, planned=len(self.results)  # type: ignore[arg-type]
         ).comparison  # fmt: skip
 
     def rewrite(self, trial: str, lost: Mapping[int, int] | None = None, drop: int | None = None) -> None:
@@ -239,6 +239,8 @@ def test_the_report_splits_the_tail(simulated: Simulated, tmp_path: Path) -> Non
         in flat
     )
     assert "Tracing itself changes the p50 of a fault by +/-0%, against the measured boot" in flat
+    assert "same kernel and seed. So" in comparison.traced_notes[-1]
+    assert "two single boots included. So" in simulated.comparison("tcg").traced_notes[-1]
     path = tmp_path / "comparison.json"
     path.write_bytes(to_json(comparison))
     assert from_json(Comparison, path) == comparison
