@@ -142,6 +142,7 @@ def make_job(trial: Trial, spec: TargetSpec, vmlinux: Path | None, only: stale.R
             deadline_s=spec.deadline_s,
             guest_deadline_s=spec.guest_deadline_s,
             program="stale_check",
+            panic_on_warn=spec.panic_on_warn,
         )
     if isinstance(cell, SelftestCell):
         return selftests.make_job(cell, vmlinux)
@@ -159,6 +160,7 @@ def make_job(trial: Trial, spec: TargetSpec, vmlinux: Path | None, only: stale.R
         mem_mib=spec.mem_mib,
         deadline_s=spec.deadline_s,
         guest_deadline_s=spec.guest_deadline_s,
+        panic_on_warn=spec.panic_on_warn,
     )
 
 

@@ -125,7 +125,7 @@ def _target(document: Document, target: TargetSpec) -> None:
             # QEMU 7.2 hangs at the bring-up of the second CPU under -icount, in every variant that was tried.
             document.problem(("target", "cpus"), "1 with accel: icount", target.cpus)
         return
-    for key in ("accel", "machine", "cpus", "mem_mib", "guest_deadline_s"):
+    for key in ("accel", "machine", "cpus", "mem_mib", "guest_deadline_s", "panic_on_warn"):
         if ("target", key) in document.lines:
             document.problem(("target", key), "no such key with kind: local", Shown("one, which would do nothing"))
 

@@ -133,6 +133,9 @@ class TargetSpec:
     guest_deadline_s: Annotated[
         float, Field(gt=0, le=86400, description="time inside the target after which a trial is a hang, s")
     ] = 120.0
+    panic_on_warn: Annotated[
+        bool, Field(description="end a trial at the kernel's first warning: for kernels that watch themselves")
+    ] = False
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -141,6 +141,9 @@ class QemuTarget:
             # TDP or shadow paging, for whichever vendor the CPU is of.
             f"kvm_amd.npt={tdp}", f"kvm_intel.ept={tdp}",
         ]  # fmt: skip
+        if job.panic_on_warn:
+            # One warning may come with every fault (lockdep's are not WARN_ONCE), and bury the console.
+            words.append("panic_on_warn=1")
         if self.accel == "icount":
             # Calibrating the local APIC timer spins for 100 ms of virtual time, which is 4 s of wall time; the PIT
             # needs no calibration. Its own self-test spins as well.

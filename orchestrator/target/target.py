@@ -30,6 +30,7 @@ class Job:
     ``files`` are put beside it. ``tdp`` asks for NPT/EPT on or off. ``vmlinux`` is the kernel to boot, None for the one
     that runs. With ``trace_kib`` above 0 the kernel traces what the program does to it (``guests/tracer``), each CPU
     into a buffer of that size, and the target leaves :data:`TRACE` as well.
+    ``panic_on_warn``: the kernel's first warning is its last.
     """
 
     vmlinux: Path | None
@@ -42,6 +43,7 @@ class Job:
     guest_deadline_s: float
     program: Program = "fault_vmm"
     files: tuple[GuestFile, ...] = ()
+    panic_on_warn: bool = False
     trace_kib: int = 0
 
 

@@ -70,6 +70,13 @@ def test_time_and_randomness_are_fixed_under_icount_only() -> None:
     assert not fixed & set(target("tcg").arguments(job())) and not fixed & set(target("kvm").arguments(job()))
 
 
+def test_the_first_warning_is_the_last_one_if_asked_for() -> None:
+    """core_param(panic_on_warn) is an int: without a value the kernel ignores it."""
+    words = " ".join(target().arguments(job(panic_on_warn=True))).split()
+    assert "panic_on_warn=1" in words
+    assert not any("panic_on_warn" in word for word in target().arguments(job()))
+
+
 def test_a_hostile_path_stays_one_word() -> None:
     path = Path("/k/a b;$(reboot),file=x/vmlinux")
     argv = target().arguments(job(vmlinux=path))
