@@ -34,11 +34,11 @@ BATCH = 20_000
 BEYOND = 20
 
 
-def find_exact(values: Sequence[float], margin: float) -> tuple[int, ...]:
-    """Indices at which a new level begins, of values without noise; ``margin`` is the unit in which they count."""
+def find_exact(values: Sequence[float]) -> tuple[int, ...]:
+    """Indices at which a new level begins, of values without noise on a scale on which the margin is 1."""
     if len(values) < 2 or len(set(values)) == 1:
         return ()
-    return _search(np.asarray(values, np.float64) / margin, EXACT_PENALTY, 1)
+    return _search(np.asarray(values, np.float64), EXACT_PENALTY, 1)
 
 
 def find_noisy(values: Sequence[float], rate: float) -> tuple[int, ...]:

@@ -89,7 +89,8 @@ def _effects(left: Run, right: Run) -> list[compare.Effect]:
     common = [arm.name for arm in right.experiment.arms if arm.name in {item.name for item in left.experiment.arms}]
     margin = right.experiment.report.margin
     effects: list[compare.Effect] = []
-    for cell in right.experiment.cells:
+    known = {cell.name for cell in left.experiment.cells}
+    for cell in (cell for cell in right.experiment.cells if cell.name in known):
         for arm in common:
             sides = [run.comparison.summary(cell.name, arm) for run in (left, right)]
             both = zip((left, right), sides, strict=True)

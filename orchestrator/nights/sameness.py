@@ -91,11 +91,10 @@ def _programs(left: Run, right: Run) -> Iterator[Difference]:
 
 def _cells(left: Run, right: Run) -> Iterator[Difference]:
     ours, theirs = _by_name(left.experiment.cells), _by_name(right.experiment.cells)
-    for name in dict.fromkeys([*ours, *theirs]):
-        if name not in ours or name not in theirs:
-            has = ["a cell" if name in side else "no such cell" for side in (ours, theirs)]
-            yield Difference(f"cells.{name}", *has)
-            continue
+    common = [name for name in ours if name in theirs]
+    if not common:  # A cell more or less changes nothing in the others, but something must be left to compare.
+        yield from _differ("cells", ", ".join(ours) or "none", ", ".join(theirs) or "none")
+    for name in common:
         one, other = _flat(ours[name]), _flat(theirs[name])
         for field in dict.fromkeys([*one, *other]):
             yield from _differ(f"cells.{name}.{field}", one.get(field, "none"), other.get(field, "none"))
@@ -203,11 +202,15 @@ def _compared(left: Run, right: Run) -> Iterator[Difference]:
 
 
 def _notes(left: Run, right: Run) -> Iterator[str]:
+    ours, theirs = _by_name(left.experiment.cells), _by_name(right.experiment.cells)
     if not same_seeds(left, right):
         more = "; under icount their figures differ for that alone" if left.manifest.accel == "icount" else ""
         yield f"the two had different seeds{more}"
     if len(left.manifest.seeds) != len(right.manifest.seeds):
         yield f"{len(left.manifest.seeds)} boots against {len(right.manifest.seeds)}: the first of each are compared"
+    for run, cells, others in ((left, ours, theirs), (right, theirs, ours)):
+        if only := [name for name in cells if name not in others]:
+            yield f"only {run.name} has {'cells' if len(only) > 1 else 'cell'} {', '.join(only)}"
     hosts = [run.manifest.host.node for run in (left, right)]
     if hosts[0] != hosts[1] and left.manifest.accel != "icount":
         yield f"the hosts are {hosts[0]} and {hosts[1]}, of one CPU model"

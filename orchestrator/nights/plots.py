@@ -1,0 +1,132 @@
+"""A plot for each metric: its value in every run, a panel a cell, a line an arm, levels and changes on top."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from orchestrator.analysis.model import Metric
+from orchestrator.analysis.wording import percent
+from orchestrator.nights.history import History, Series
+from orchestrator.nights.words import date_of, finding
+from orchestrator.report.canvas import COLOURS, MARKERS, RC, WIDTH_IN, Frame, Grid, make_frame, name_panel
+from orchestrator.report.style import duration
+
+# A flat line must look flat: the axis shows at least this much to either side of the middle.
+LEAST_SPAN = 0.05
+FEW_RUNS = 40
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The files of one metric's plot, with its finding."""
+
+    metric: Metric
+    title: str
+    svg: Path
+    png: Path
+
+
+def draw(history: History, folder: Path) -> tuple[Drawn, ...]:
+    """Draw every metric of which any run has a value into ``folder`` (made if need be)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    with mpl.rc_context(RC):
+        for metric in history.metrics:
+            if any(series.metric == metric and _known(series) for series in history.series):
+                drawn.append(_draw(history, metric, folder))
+    return tuple(drawn)
+
+
+def _draw(history: History, metric: Metric, folder: Path) -> Drawn:
+    title = finding(history, metric)
+    columns = min(2, len(history.cells))
+    frame = make_frame(title, Grid(-(-len(history.cells) // columns), columns, 1.35), history.arms)
+    for spare in frame.axes[len(history.cells) :]:
+        frame.figure.delaxes(spare)
+    for axes, cell in zip(frame.axes, history.cells, strict=False):
+        _panel(axes, history, [history.get(cell, arm, metric) for arm in history.arms], columns)
+    made = Drawn(metric, title, folder / f"history-{metric}.svg", folder / f"history-{metric}.png")
+    _save(frame, made)
+    return made
+
+
+def _save(frame: Frame, made: Drawn) -> None:
+    FigureCanvasAgg(frame.figure)
+    frame.figure.savefig(made.svg, metadata={"Date": None, "Creator": "orch"})
+    frame.figure.savefig(made.png, dpi=150, metadata={"Software": "orch"})
+
+
+def _panel(axes: Axes, history: History, arms: list[Series], columns: int) -> None:
+    cell, metric = arms[0].cell, arms[0].metric
+    changes = sum(len(series.changes) for series in arms)
+    said = "no change" if not changes else f"{changes} change{'s' if changes > 1 else ''}"
+    name_panel(axes, cell, said, WIDTH_IN / columns - 0.9)
+    for index, series in enumerate(arms):
+        _line(axes, series, index)
+    known = [value for series in arms for value in _known(series)]
+    low, high = _limits(known)
+    axes.set_ylim(low, high)
+    axes.set_xlim(-0.6, len(history.runs) - 0.4)
+    for index, series in enumerate(arms):
+        _changes(axes, series, index)
+    axes.xaxis.set_major_locator(MaxNLocator(4 if columns > 1 else 8, integer=True, min_n_ticks=1))
+    days = [date_of(run.manifest.started) for run in history.runs]
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: days[round(value)] if 0 <= round(value) < len(days) else "")
+    )
+    if metric == "retries_per_fault":
+        axes.set_ylabel("retries per fault")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.set_ylabel("latency")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _line(axes: Axes, series: Series, index: int) -> None:
+    """The runs as markers, and the level between two changes as a line."""
+    colour = COLOURS[index % 6]
+    places = [at for at, value in enumerate(series.values) if value is not None]
+    size = 4.0 if len(series.values) <= FEW_RUNS else 2.5
+    axes.plot(
+        places, _known(series), linestyle="none", marker=MARKERS[index % 6], markersize=size, color=colour,
+        markeredgewidth=0, alpha=0.75,
+    )  # fmt: skip
+    if not places:
+        return
+    edges = [places[0], *(change.index for change in series.changes), places[-1] + 1]
+    for level, (start, end) in zip(series.levels, itertools.pairwise(edges), strict=True):
+        axes.hlines(level, start - 0.5, end - 0.5, color=colour, linewidth=1.6)
+
+
+def _changes(axes: Axes, series: Series, index: int) -> None:
+    """A line where a level begins, and the change beside it; each arm writes on a row of its own."""
+    for change in series.changes:
+        axes.axvline(change.index - 0.5, color=COLOURS[index % 6], linewidth=0.9, linestyle=(0, (2, 2)))
+        text = percent(change.ratio - 1) if change.ratio is not None else "from 0"
+        side = -1 if change.index > 0.75 * len(series.values) else 1
+        axes.annotate(
+            text, (change.index - 0.5, 1), (3 * side, -2 - 9 * index), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=7.5, va="top", ha="left" if side > 0 else "right",
+            color=COLOURS[index % 6], fontweight="bold",
+        )  # fmt: skip
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    if not values:
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    middle = (low + high) / 2
+    span = max((high - low) * 0.65, abs(middle) * LEAST_SPAN) or 0.001
+    return max(0.0, middle - span) if low >= 0 and middle - span < 0 else middle - span, middle + span * 1.25
+
+
+def _known(series: Series) -> list[float]:
+    return [value for value in series.values if value is not None]
