@@ -14,10 +14,19 @@ from typing import get_args
 
 import click
 
-from orchestrator import __version__, cache, doctor, experiment, image, plan, proc, run
+from orchestrator import __version__, cache, cli_nights, doctor, experiment, image, plan, proc, run
 from orchestrator.analysis import stopping
 from orchestrator.analysis.model import COMPARISON_FILE, Comparison, from_json
-from orchestrator.errors import OrchError, UserError, printable
+from orchestrator.errors import (
+    EXIT_GATE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_STAGE,
+    EXIT_USER,
+    OrchError,
+    UserError,
+    printable,
+)
 from orchestrator.experiment import STALE_CASES, Cell, PlannedCell, SelftestCell, StaleCase, StaleOp, TracedCell, fields
 from orchestrator.kernel import mail, patch
 from orchestrator.progress import Reporter
@@ -27,7 +36,6 @@ from orchestrator.store import write_atomic
 from orchestrator.target import qemu
 from orchestrator.trial import make_job
 
-EXIT_OK, EXIT_USER, EXIT_STAGE, EXIT_GATE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 SIGNS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
@@ -215,6 +223,10 @@ def table_command(run_folder: Path, output: Path) -> int:
     for path in write_table(from_json(Comparison, run_folder / COMPARISON_FILE), output):
         click.echo(str(path))
     return EXIT_OK
+
+
+for command in cli_nights.COMMANDS:
+    cli.add_command(command)
 
 
 def _debug() -> bool:

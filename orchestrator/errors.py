@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# Of every command: finished; the user's mistake; a stage failed; --gate and something is worse; Ctrl-C.
+EXIT_OK, EXIT_USER, EXIT_STAGE, EXIT_GATE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 TAIL_LINES = 15
 TAIL_READ_BYTES = 64 * 1024
 
@@ -22,7 +24,7 @@ class OrchError(Exception):
     ``what`` says what failed; ``log`` is a file whose last lines explain it; ``hint`` is the next command to type.
     """
 
-    exit_code = 2
+    exit_code = EXIT_STAGE
 
     def __init__(self, what: str, *, log: Path | None = None, hint: str | None = None) -> None:
         super().__init__(what)
@@ -44,7 +46,7 @@ class OrchError(Exception):
 class UserError(OrchError):
     """The user's input cannot work; nothing was built or booted."""
 
-    exit_code = 1
+    exit_code = EXIT_USER
 
 
 class ConfigError(UserError):

@@ -101,7 +101,7 @@ def run(
         reporter.say(_opening(store, setting, len(done), jobs))
         store.save(EXPERIMENT, setting.experiment)
         store.save(PLAN, setting.plan)
-        tree = take_tree(setting.experiment, store, reporter, update)
+        tree = take_tree(setting.experiment, store, reporter, begun=bool(done), update=update)
         selftests.check(setting.experiment, tree)
         kernels = build_kernels(setting.experiment, store.run / "patches", reporter, tree)
         for kernel in kernels:
@@ -164,11 +164,11 @@ def settle(chosen: Experiment, reporter: Reporter) -> Setting:
     return Setting(chosen, plan.make_plan(chosen), accel, why, test_accel)
 
 
-def take_tree(chosen: Experiment, store: Store, reporter: Reporter, update: bool) -> KernelTree | None:
+def take_tree(chosen: Experiment, store: Store, reporter: Reporter, *, begun: bool, update: bool) -> KernelTree | None:
     """The run's kernel tree, see :func:`keep.take_tree`; None for ``target: local``, which builds nothing."""
     if chosen.target.kind == "local":
         return None
-    return keep.take_tree(store, chosen.kernel.sources, cache.cache_dir(), reporter.say, update=update)
+    return keep.take_tree(store, chosen.kernel.sources, cache.cache_dir(), reporter.say, begun=begun, update=update)
 
 
 def build_kernels(

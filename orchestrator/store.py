@@ -74,7 +74,7 @@ class Store:
         try:
             results.mkdir(parents=True, exist_ok=True)
             # Only one process at a time chooses, so two starts of one command cannot both begin a run.
-            with contextlib.closing(_take(results / LOCK, blocking=True)):
+            with contextlib.closing(take_lock(results / LOCK, blocking=True)):
                 for stillborn in results.glob(f"{NEW_PREFIX}*"):  # Of a process killed in _create, under this lock.
                     shutil.rmtree(stillborn, ignore_errors=True)
                 found = _unfinished(results, experiment.name, manifest.fingerprint)
@@ -87,7 +87,7 @@ class Store:
         """Open an existing run to write in it; :class:`StoreError` if it is locked or is no run."""
         if not (run / MANIFEST).is_file():
             raise StoreError(f"{run} is not a run: it has no {MANIFEST}")
-        store = cls(run, _take(run / LOCK))
+        store = cls(run, take_lock(run / LOCK))
         store._remove_leftovers()
         return store
 
@@ -277,7 +277,7 @@ def _create(results: Path, name: str, manifest: Manifest) -> Store:
     """A new run: built under a hidden name with its lock and manifest, then renamed, so it is never seen without."""
     new = results / f"{NEW_PREFIX}{os.getpid()}-{next(_unique)}"
     new.mkdir()
-    lock = _take(new / LOCK)
+    lock = take_lock(new / LOCK)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     candidates = itertools.chain([f"{name}-{stamp}"], (f"{name}-{stamp}-{count}" for count in itertools.count(2)))
     run = next(path for path in (results / candidate for candidate in candidates) if not path.exists())
@@ -301,7 +301,7 @@ def _unfinished(results: Path, name: str, fingerprint: str) -> Path | None:
     return max(found)[2] if found else None
 
 
-def _take(path: Path, *, blocking: bool = False) -> IO[str]:
+def take_lock(path: Path, *, blocking: bool = False) -> IO[str]:
     """Lock a file and write who holds it. The kernel gives the lock back when the holder dies, however it dies."""
     try:
         stream = path.open("a+", encoding="utf-8")

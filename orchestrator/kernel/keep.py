@@ -19,16 +19,16 @@ TREE = "tree.json"
 
 
 def take_tree(
-    store: Store, sources: Sequence[Source], cache: Path, say: Callable[[str], None], *, update: bool
+    store: Store, sources: Sequence[Source], cache: Path, say: Callable[[str], None], *, begun: bool, update: bool
 ) -> KernelTree:
-    """The tree that this run began with; for a new run what its sources give, and, with ``update``, the newest of that.
+    """What the sources give, with ``update`` the newest of it; of a run with trials (``begun``) the tree of these.
 
-    A branch or a suite may have moved since the run began: what it measured already belongs to the tree of then. Only
-    a plain folder (``tree:``) is looked at again without ``update``, since there it is the user who changed it and may
-    not expect the old one; if it differs, the run refuses the other kernel. A tree that the cache has lost is fetched.
+    A branch or a suite may have moved since: what is measured already belongs to the tree of then. Only a plain folder
+    (``tree:``) is looked at again without ``update``, since there it is the user who changed it and may not expect the
+    old one; if it differs, the run refuses the other kernel. A tree that the cache has lost is fetched.
     """
     saved = store.run / TREE
-    if saved.exists() and (update or not any(isinstance(item, TreeSource) for item in sources)):
+    if begun and saved.exists() and (update or not any(isinstance(item, TreeSource) for item in sources)):
         began_with = store.load(TREE, KernelTree)
         found = source.cached(cache, began_with.content_id)
         if found is not None:

@@ -15,6 +15,7 @@ from orchestrator.errors import printable
 from orchestrator.nights import plots
 from orchestrator.nights.history import FALSE_ALARMS, History, Series
 from orchestrator.nights.words import change_text, date_of, unit, value_text
+from orchestrator.report.plots import Plot
 from orchestrator.store import write_atomic
 
 WIDTH = 100
@@ -26,7 +27,7 @@ class Written:
 
     text: Path
     values: Path
-    drawn: tuple[plots.Drawn, ...]
+    drawn: tuple[Plot, ...]
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -89,8 +90,8 @@ def _basis(history: History) -> Iterator[str]:
         yield f"Time is counted in instructions: there is no noise, every difference is the kernel's. Margin {margin}."
         return
     yield (
-        f"If nothing ever changed, {FALSE_ALARMS * 100:g} % of such histories would show a change somewhere, whatever the"
-        f" noise. Margin {margin}."
+        f"If nothing ever changed, {FALSE_ALARMS * 100:g} % of such histories would show a change somewhere, whatever"
+        f" the noise. Margin {margin}."
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis import compare, wording
-from orchestrator.analysis.model import BootSummary, CellComparison, CheckResult, MetricComparison
+from orchestrator.analysis.model import BootSummary, CellComparison, CheckResult, MetricComparison, Verdict
 from orchestrator.errors import UserError, printable
 from orchestrator.nights.catalogue import Run
 from orchestrator.nights.sameness import Sameness, examine, same_seeds
@@ -37,23 +37,21 @@ class Versus:
 
     @property
     def worse(self) -> tuple[str, ...]:
-        """What got worse, a line each: metrics that decide a verdict, checks that fail now."""
-        lines = [
-            f"{item.cell}, {item.arm}: {wording.change(item)}"
-            for item in self.metrics
-            if item.verdict == "regressed" and item.decides
-        ]
-        return (*lines, *(f"check {_where(check)} failed: {check.why}" for check in self.failed))
+        """What got worse: a line for each cell and arm with the metrics that decide, and one for each check."""
+        return (*self._moved("regressed"), *(f"check {_where(item)} failed: {item.why}" for item in self.failed))
 
     @property
     def better(self) -> tuple[str, ...]:
-        """What got better, a line each."""
-        lines = [
-            f"{item.cell}, {item.arm}: {wording.change(item)}"
-            for item in self.metrics
-            if item.verdict == "improved" and item.decides
-        ]
-        return (*lines, *(f"check {_where(check)} holds again" for check in self.mended))
+        """What got better, likewise."""
+        return (*self._moved("improved"), *(f"check {_where(item)} holds again" for item in self.mended))
+
+    def _moved(self, verdict: Verdict) -> tuple[str, ...]:
+        moved = [item for item in self.metrics if item.verdict == verdict and item.decides]
+        return tuple(
+            f"{cell}, {arm}: "
+            + ", ".join(wording.change(item) for item in moved if (item.cell, item.arm) == (cell, arm))
+            for cell, arm in dict.fromkeys((item.cell, item.arm) for item in moved)
+        )
 
 
 def versus(left: Run, right: Run) -> Versus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,7 +15,8 @@ from orchestrator.analysis.model import Metric
 from orchestrator.analysis.wording import percent
 from orchestrator.nights.history import History, Series
 from orchestrator.nights.words import date_of, finding
-from orchestrator.report.canvas import COLOURS, MARKERS, RC, WIDTH_IN, Frame, Grid, make_frame, name_panel
+from orchestrator.report.canvas import COLOURS, MARKERS, RC, WIDTH_IN, Frame, Grid, line, make_frame, name_panel
+from orchestrator.report.plots import Plot
 from orchestrator.report.style import duration
 
 # A flat line must look flat: the axis shows at least this much to either side of the middle.
@@ -23,17 +24,13 @@ LEAST_SPAN = 0.05
 FEW_RUNS = 40
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The files of one metric's plot, with its finding."""
-
-    metric: Metric
-    title: str
-    svg: Path
-    png: Path
+CAPTION = (
+    "Each marker is a run, each line the level between two changes. The axis does not start at 0, and shows at least"
+    " 5 % to either side of the middle."
+)
 
 
-def draw(history: History, folder: Path) -> tuple[Drawn, ...]:
+def draw(history: History, folder: Path) -> tuple[Plot, ...]:
     """Draw every metric of which any run has a value into ``folder`` (made if need be)."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
@@ -44,7 +41,7 @@ def draw(history: History, folder: Path) -> tuple[Drawn, ...]:
     return tuple(drawn)
 
 
-def _draw(history: History, metric: Metric, folder: Path) -> Drawn:
+def _draw(history: History, metric: Metric, folder: Path) -> Plot:
     title = finding(history, metric)
     columns = min(2, len(history.cells))
     frame = make_frame(title, Grid(-(-len(history.cells) // columns), columns, 1.35), history.arms)
@@ -52,15 +49,16 @@ def _draw(history: History, metric: Metric, folder: Path) -> Drawn:
         frame.figure.delaxes(spare)
     for axes, cell in zip(frame.axes, history.cells, strict=False):
         _panel(axes, history, [history.get(cell, arm, metric) for arm in history.arms], columns)
-    made = Drawn(metric, title, folder / f"history-{metric}.svg", folder / f"history-{metric}.png")
-    _save(frame, made)
-    return made
+    shown = frame.boxes[: len(history.cells)]
+    return _save(replace(frame, boxes=shown), f"{history.name}-{metric}", title, folder / f"history-{metric}.svg")
 
 
-def _save(frame: Frame, made: Drawn) -> None:
+def _save(frame: Frame, name: str, title: str, svg: Path) -> Plot:
+    made = Plot(name, title, CAPTION, svg, svg.with_suffix(".png"), frame.boxes, frame.key, frame.columns)
     FigureCanvasAgg(frame.figure)
     frame.figure.savefig(made.svg, metadata={"Date": None, "Creator": "orch"})
     frame.figure.savefig(made.png, dpi=150, metadata={"Software": "orch"})
+    return made
 
 
 def _panel(axes: Axes, history: History, arms: list[Series], columns: int) -> None:
@@ -103,7 +101,7 @@ def _line(axes: Axes, series: Series, index: int) -> None:
         return
     edges = [places[0], *(change.index for change in series.changes), places[-1] + 1]
     for level, (start, end) in zip(series.levels, itertools.pairwise(edges), strict=True):
-        axes.hlines(level, start - 0.5, end - 0.5, color=colour, linewidth=1.6)
+        axes.plot([start - 0.5, end - 0.5], [level, level], **line(index))
 
 
 def _changes(axes: Axes, series: Series, index: int) -> None:

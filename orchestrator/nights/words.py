@@ -24,22 +24,37 @@ def change_text(series: Series, change: Change) -> str:
     return f"{LABELS[series.metric]} {before} → {after} {unit(series.metric)}{size}, {change.direction}"
 
 
+def moved(history: History, index: int) -> tuple[str, ...]:
+    """What changed with one run, a line for each cell, arm and direction: ``cell, base: p50 +5.0 %, … regressed``."""
+    found = [(series, change) for series, change in history.changes if change.index == index]
+    lines = []
+    for key in dict.fromkeys((series.cell, series.arm, change.direction) for series, change in found):
+        ours = [(one, change) for one, change in found if (one.cell, one.arm, change.direction) == key]
+        sizes = ", ".join(f"{LABELS[series.metric]} {_size_text(change)}" for series, change in ours)
+        lines.append(f"{key[0]}, {key[1]}: {sizes}: {key[2]}")
+    return tuple(lines)
+
+
+def _size_text(change: Change) -> str:
+    return percent(change.ratio - 1) if change.ratio is not None else f"from 0 to {change.after:.3g}"
+
+
 def date_of(started: str) -> str:
     """The day of a time in ISO 8601."""
     return started[:10]
 
 
 def finding(history: History, metric: Metric) -> str:
-    """What the history of one metric shows, in a line: its largest change, and how many others."""
+    """What the history of one metric shows, in a line: the largest of its latest changes, and how many others."""
     found = [(series, change) for series, change in history.changes if series.metric == metric]
     over = f"over {len(history.runs)} runs"
     if not found:
         return f"{LABELS[metric]}: no change {over}"
-    series, change = max(found, key=lambda pair: _size(pair[1]))
-    size = percent(change.ratio - 1) if change.ratio is not None else f"from 0 to {change.after:.3g}"
+    latest = found[0][1].index
+    series, change = max((pair for pair in found if pair[1].index == latest), key=lambda pair: _size(pair[1]))
     since = date_of(history.runs[change.index].manifest.started)
     others = f"; {len(found) - 1} other change{'s' if len(found) > 2 else ''} {over}" if len(found) > 1 else ""
-    return f"{LABELS[metric]}: {size} for {series.arm} in {series.cell} since {since}{others}"
+    return f"{LABELS[metric]}: {_size_text(change)} for {series.arm} in {series.cell} since {since}{others}"
 
 
 def _size(change: Change) -> float:

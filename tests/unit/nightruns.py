@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -54,7 +53,7 @@ class Past:
         for path in self.template.glob("kernels/*"):
             store.path(f"kernels/{path.name}").write_bytes(path.read_bytes())
         if (self.template / "trials").exists():
-            os.symlink(self.template / "trials", folder / "trials")
+            (folder / "trials").symlink_to(self.template / "trials")
         found = from_json(Comparison, self.template / "comparison.json")
         found = dataclasses.replace(
             found, run=folder.name, status=status or "partial", summaries=_scaled(found, factors or {})

@@ -82,9 +82,9 @@ def make_recording(arm: str, cell: str, seed: int, factor: float = 1.0) -> bytes
     )
 
 
-def take_tree(chosen: Experiment, store: Store, reporter: object, update: bool) -> KernelTree:
+def take_tree(chosen: Experiment, store: Store, reporter: object, *, begun: bool, update: bool) -> KernelTree:
     """A tree of the version that is offered now; as the real one, a run that goes on keeps its own."""
-    if (store.run / keep.TREE).exists():
+    if begun:
         return store.load(keep.TREE, KernelTree)
     offered = chosen.path.with_name("version")
     version = offered.read_text().strip() if offered.exists() else RELEASE

@@ -26,10 +26,10 @@ class Trees:
         self.folder, self.said = folder, [""]
         self.cache = folder / "cache"
 
-    def take(self, run: str, source: Source, *, update: bool = False) -> KernelTree:
+    def take(self, run: str, source: Source, *, begun: bool = True, update: bool = False) -> KernelTree:
         (self.folder / run).mkdir(exist_ok=True)
         store = Store(self.folder / run, None)
-        return keep.take_tree(store, [source], self.cache, self.said.append, update=update)
+        return keep.take_tree(store, [source], self.cache, self.said.append, begun=begun, update=update)
 
 
 @pytest.fixture
@@ -65,6 +65,14 @@ def test_a_run_goes_on_with_its_tree_after_the_branch_moved(trees: Trees, reposi
     assert trees.take("a", source, update=update) == first and first.commit != second
     assert trees.said[-1] == f"kernel tree: {first.identity}, with which this run began"
     assert trees.take("b", source, update=update).commit == second, "a new run takes the new commit"
+
+
+def test_a_run_without_trials_takes_what_is_there_now(trees: Trees, repository: Path) -> None:
+    source = GitSource(str(repository), "main")
+    trees.take("a", source)
+    second = commit(repository, "two")
+    assert trees.take("a", source, begun=False).commit == second
+    assert trees.take("a", source).commit == second
 
 
 def test_a_changed_folder_is_looked_at_again_but_not_by_a_nightly(trees: Trees, repository: Path) -> None:

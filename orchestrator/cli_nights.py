@@ -1,0 +1,116 @@
+"""Commands about many runs: ``orch nightly``, ``history``, ``compare`` and ``export``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from orchestrator.analysis.model import METRICS, Metric
+from orchestrator.errors import EXIT_GATE, EXIT_OK, UserError
+from orchestrator.nights import catalogue, chronicle, compare, history, nightly, page
+from orchestrator.progress import Reporter
+
+results_option = click.option(
+    "--results", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder of all runs."
+)
+
+
+@click.command("nightly")
+@click.argument("configs", metavar="CONFIG...", nargs=-1, type=click.Path(path_type=Path))
+@results_option
+@click.option("--jobs", type=click.IntRange(1), help="Trials at a time. Default: all CPUs under icount, else 1.")
+@click.option("--gate", is_flag=True, help="Exit with 3 if something is worse, an arm regressed or a check failed.")
+@click.option(
+    "--accept",
+    metavar="RUN",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Count RUN as good from now on although something in it is worse. Without CONFIG, do only this.",
+)
+def nightly_command(
+    configs: Sequence[Path], results: Path, jobs: int | None, gate: bool, accept: Sequence[Path]
+) -> int:
+    """Run every CONFIG with the newest kernel tree that its source has, and compare each with its last good run.
+
+    For a timer or a CI job. One experiment that fails does not stop the others; one whose last run was interrupted
+    goes on with that, and with the tree it began with. All nights are told in RESULTS/nights/index.html.
+
+    Good is a complete run in which no check failed and nothing was worse than in the good run before it.
+
+    Exit codes: 2 a stage failed in one of them; else 1 one of them is your mistake; else, with --gate, 3 something is
+    worse than in the last good run, an arm regressed against its base, or a check failed; else 0.
+    """
+    for folder in accept:
+        click.echo(f"accepted: {catalogue.accept(folder).name}")
+    if not configs and not accept:
+        raise UserError("CONFIG is missing", hint="orch nightly configs/quickstart.yaml --gate")
+    if not configs:
+        return EXIT_OK
+    night = nightly.run_night(configs, results.absolute(), jobs, ["orch", *sys.argv[1:]], Reporter())
+    written, text = page.write(results.absolute())
+    click.echo(text.read_text("utf-8"))
+    click.echo(f"page: {written}")
+    return nightly.exit_code(night, gate)
+
+
+@click.command("history")
+@click.argument("name")
+@results_option
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    type=click.Choice(METRICS),
+    help="Only this metric; can be given several times. Default: all.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Where the files go. Default: RESULTS/nights/NAME."
+)
+def history_command(name: str, results: Path, metrics: Sequence[Metric], out: Path | None) -> int:
+    """Show every metric of the experiment NAME over its runs, and since when its level is what it is.
+
+    All runs below RESULTS that are like the newest one; it says which are left out, and why. Writes history.txt,
+    history.csv (every value) and for each metric a plot, history-METRIC.svg and .png.
+    """
+    found = history.collect(results, name, metrics or METRICS)
+    written = chronicle.write(found, out or nightly.nights_folder(results) / name)
+    click.echo(written.text.read_text("utf-8"))
+    for path in written.paths:
+        click.echo(str(path))
+    return EXIT_OK
+
+
+@click.command("compare")
+@click.argument("before", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("after", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--gate", is_flag=True, help="Exit with 3 if something is worse in the second run.")
+def compare_command(before: Path, after: Path, gate: bool) -> int:
+    """Compare two runs of one experiment: base with base, arm with arm, by the statistics of the report.
+
+    Kernel tree and patches may differ: they are what is compared. Refused, with the field and both values, are runs
+    that differ in anything else that changes a latency: target, accelerator, machine, QEMU and its arguments (CPU
+    model), guest programs, kernel configuration, a cell's definition; unless time is counted in instructions, also
+    the host's CPU.
+    """
+    found = compare.versus(catalogue.open_run(before.absolute()), catalogue.open_run(after.absolute()))
+    click.echo(compare.render(found), nl=False)
+    return EXIT_GATE if gate and found.worse else EXIT_OK
+
+
+@click.command("export")
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--kcidb", "form", flag_value="kcidb", required=True, help="KCIDB's JSON: checkouts, builds, tests.")
+@click.option("--origin", default="orch", show_default=True, help="Your system's name, as agreed with KernelCI.")
+@click.option("--url", default="", help="Where others can read the results folder, for links to consoles.")
+def export_command(run_folder: Path, form: str, origin: str, url: str) -> int:
+    """Print RUN in a form for other systems, checked against that form's own schema."""
+    from orchestrator.nights import kcidb  # The schema takes a while to load, and no other command needs it.
+
+    click.echo(kcidb.export(catalogue.open_run(run_folder.absolute()), origin, url), nl=False)
+    return EXIT_OK
+
+
+COMMANDS = (nightly_command, history_command, compare_command, export_command)

@@ -1,0 +1,235 @@
+"""The page of all nights, as HTML and as text: what the last night came to, since when, and every night before.
+
+Everything that comes from a config, a patch, a kernel or a guest goes through Jinja's autoescape and ``clean``; only
+our own CSS and SVG are marked as safe. No script, and nothing from outside.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from orchestrator.errors import UserError
+from orchestrator.nights import chronicle
+from orchestrator.nights.chronicle import Written
+from orchestrator.nights.history import History, collect
+from orchestrator.nights.nightly import Entry, Night, State, nights_folder, read_nights
+from orchestrator.nights.words import date_of, moved
+from orchestrator.report.plots import Plot
+from orchestrator.report.style import clean
+from orchestrator.report.svg import cut
+from orchestrator.store import write_atomic
+
+WIDTH = 100
+STRIP_NIGHTS = 60
+SHOWN_CHANGES = 5
+SHOWN_LINES = 12
+SIGNS: Mapping[State, str] = {
+    "fine": "✓", "worse": "✗", "gate closed": "!", "stage failed": "×", "mistake": "?",
+}  # fmt: skip
+WORDS: Mapping[State, str] = {
+    "fine": "nothing is worse than in the last good run",
+    "worse": "worse than the last good run",
+    "gate closed": "an arm regressed against its base, or a check failed",
+    "stage failed": "a stage failed",
+    "mistake": "the config, a patch or a path cannot work",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One history plot in the page."""
+
+    title: str
+    caption: str
+    key: Markup
+    panels: tuple[Markup, ...]
+    columns: int
+
+
+@dataclass(frozen=True)
+class Day:
+    """One experiment in one night, in the strip and in the table. ``report`` is empty if the run is gone."""
+
+    date: str
+    entry: Entry
+    sign: str
+    report: str
+
+
+@dataclass(frozen=True)
+class Since:
+    """What changed with one run."""
+
+    head: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One experiment: its last night first, what changed since when, its plots."""
+
+    name: str
+    days: tuple[Day, ...]
+    since: tuple[Since, ...]
+    more: int
+    figures: tuple[Drawing, ...]
+    files: tuple[tuple[str, str], ...]
+
+    @property
+    def last(self) -> Day:
+        return self.days[0]
+
+
+def write(results: Path) -> tuple[Path, Path]:
+    """Make the histories and the two forms of the page again from what is on disk; returns HTML and text."""
+    folder = nights_folder(results)
+    nights = read_nights(results)
+    names = dict.fromkeys(entry.experiment for night in nights for entry in night.entries)
+    chapters = tuple(_chapter(results, name, nights) for name in names)
+    page, text = folder / "index.html", folder / "index.txt"
+    write_atomic(text, render_text(nights, chapters).encode())
+    write_atomic(page, render_html(nights, chapters).encode())
+    return page, text
+
+
+def render_html(nights: Sequence[Night], chapters: Sequence[Chapter]) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader("orchestrator.nights", ""), jinja2.PackageLoader("orchestrator.report", "")]
+        ),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    assert environment.loader is not None
+    css = "".join(environment.loader.get_source(environment, name)[0] for name in ("report.css", "nights.css"))
+    return environment.get_template("nights.html").render(
+        nights=nights,
+        chapters=chapters,
+        days=sorted((day for chapter in chapters for day in chapter.days), key=lambda day: day.date, reverse=True),
+        css=Markup(css),
+        words=in_words,
+        lines=SHOWN_LINES,
+        strip=STRIP_NIGHTS,
+    )
+
+
+def _finalize(value: object) -> object:
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _chapter(results: Path, name: str, nights: Sequence[Night]) -> Chapter:
+    days = tuple(
+        Day(_minute(night.started), entry, SIGNS[entry.state], _report(results, entry))
+        for night in nights
+        for entry in night.entries
+        if entry.experiment == name
+    )
+    try:
+        history = collect(results, name)
+    except UserError:  # It has never come as far as a run.
+        return Chapter(name, days, (), 0, (), ())
+    written = chronicle.write(history, nights_folder(results) / name)
+    since = tuple(_since(history))
+    files = tuple((path.name, f"{name}/{path.name}") for path in written.paths if path.suffix != ".png")
+    return Chapter(
+        name, days, since[:SHOWN_CHANGES], max(0, len(since) - SHOWN_CHANGES), _figures(history, written), files
+    )
+
+
+def _report(results: Path, entry: Entry) -> str:
+    path = f"{entry.run}/report.html"
+    return f"../{path}" if entry.run and (results / path).exists() else ""
+
+
+def _since(history: History) -> Iterator[Since]:
+    """All changes, the latest first."""
+    for index in dict.fromkeys(change.index for _, change in history.changes):
+        run = history.runs[index]
+        yield Since(f"since {date_of(run.manifest.started)}, {run.name} ({run.tree_text})", moved(history, index))
+
+
+def _figures(history: History, written: Written) -> tuple[Drawing, ...]:
+    """The median and, if they changed, the retries; if not the median but something else did, that."""
+    changed = [series.metric for series, _ in history.changes]
+    others = [metric for metric in changed if metric == "retries_per_fault" or "p50" not in changed]
+    wanted = {f"{history.name}-{metric}" for metric in ("p50", *others[:1])}
+    return tuple(_drawing(plot) for plot in written.drawn if plot.name in wanted)
+
+
+def _drawing(plot: Plot) -> Drawing:
+    parts = cut(plot)
+    # Markup: drawn by us; names in it are outlines of glyphs, not text.
+    return Drawing(
+        plot.title, plot.caption, Markup(parts.key), tuple(Markup(panel) for panel in parts.panels), plot.columns
+    )
+
+
+def _minute(started: str) -> str:
+    """``2026-11-22 01:00`` of a time in ISO 8601."""
+    return started[:16].replace("T", " ")
+
+
+# --- as text ----------------------------------------------------------------------------------------------------------
+
+
+def render_text(nights: Sequence[Night], chapters: Sequence[Chapter]) -> str:
+    """The same for a terminal or a mail."""
+    lines = [f"{len(nights)} night{'s' if len(nights) != 1 else ''} on record; times are UTC"]
+    for chapter in chapters:
+        lines += ["", *_text_of(chapter)]
+    lines += ["", "All nights, the latest first"]
+    for night in nights:
+        unfinished = "" if night.ended else " (interrupted)"
+        lines.append(f"  {_minute(night.started)}{unfinished}")
+        lines += [f"    {entry.state:13} {entry.experiment}  {entry.run}".rstrip() for entry in night.entries]
+    return "\n".join(part for line in lines for part in _wrap(clean(line))) + "\n"
+
+
+def _text_of(chapter: Chapter) -> Iterator[str]:
+    entry = chapter.last.entry
+    yield f"{chapter.name}: {entry.state.upper()}, {chapter.last.date}: {in_words(entry)}"
+    yield from (f"  {line}" for line in facts(entry))
+    for title, found in (("worse", entry.worse), ("better", entry.better), ("gate", entry.closed)):
+        yield from (f"  {title}: {line}" for line in found[:SHOWN_LINES])
+        if len(found) > SHOWN_LINES:
+            yield f"  {title}: and {len(found) - SHOWN_LINES} more, see the report"
+    yield from (f"  {line}" for line in entry.error.splitlines())
+    for since in chapter.since:
+        yield f"  {since.head}"
+        yield from (f"    {line}" for line in since.lines[:SHOWN_LINES])
+        if len(since.lines) > SHOWN_LINES:
+            yield f"    and {len(since.lines) - SHOWN_LINES} more, see history.txt"
+    if chapter.more:
+        yield f"  and {chapter.more} earlier, see history.txt"
+
+
+def in_words(entry: Entry) -> str:
+    """A state in a few words."""
+    if entry.state == "fine" and not entry.reference:
+        return "it ran well, and there is no run to compare it with"
+    return WORDS[entry.state]
+
+
+def facts(entry: Entry) -> Iterator[str]:
+    """What ran, and against what."""
+    if entry.run:
+        yield f"run {entry.run}, {entry.tree}, {entry.seconds:.0f} s"
+    if entry.reference:
+        yield f"against the last good run, {entry.reference}{'; ' if entry.notes else ''}{'; '.join(entry.notes)}"
+    elif entry.no_reference:
+        yield f"against no other run: {entry.no_reference}"
+
+
+def _wrap(line: str) -> list[str]:
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(line, WIDTH, subsequent_indent=f"{indent}    ", break_on_hyphens=False) or [""]
