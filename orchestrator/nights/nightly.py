@@ -190,7 +190,8 @@ def exit_code(night: Night, gate: bool) -> int:
 
 def read_nights(results: Path) -> tuple[Night, ...]:
     """All nights on record, the latest first. A damaged record raises :class:`StoreError`."""
-    return tuple(load_json(path, Night) for path in sorted(nights_folder(results).glob("[0-9]*.json"), reverse=True))
+    records = sorted(nights_folder(results).glob("[0-9]*.json"), key=lambda path: path.stem, reverse=True)
+    return tuple(load_json(path, Night) for path in records)
 
 
 def _free(folder: Path, began: datetime) -> Path:

@@ -9,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from orchestrator import run
-from orchestrator.analysis.model import Comparison, Metric, from_json, to_json
+from orchestrator.analysis.model import COMPARISON_FILE, Comparison, Metric, from_json
 from orchestrator.experiment import Experiment
+from orchestrator.kernel.keep import TREE
 from orchestrator.kernel.source import KernelTree
 from orchestrator.manifest import Manifest
 from orchestrator.progress import Reporter
-from orchestrator.store import MANIFEST, STATUS, Status, Store, load_json
+from orchestrator.store import MANIFEST, STATUS, RunStatus, Status, load_json, to_json
 
 FIRST = datetime(2026, 9, 1, 1, 0, tzinfo=UTC)
 # Cell, arm and metric to a factor on the value of the run that is copied.
@@ -44,25 +45,30 @@ class Past:
         source = load_json(self.template / MANIFEST, Manifest)
         folder = self.results / f"{source.experiment}-{started:%Y%m%d-%H%M%S}"
         folder.mkdir(parents=True)
-        store = Store(folder, None)
+        (folder / "kernels").mkdir()
         changed = dataclasses.replace(source, run=folder.name, started=started.isoformat(timespec="microseconds"))
-        store.save(MANIFEST, manifest(changed))
-        store.save(run.EXPERIMENT, experiment(load_json(self.template / run.EXPERIMENT, Experiment)))
+        write(folder / MANIFEST, manifest(changed))
+        write(folder / run.EXPERIMENT, experiment(load_json(self.template / run.EXPERIMENT, Experiment)))
         if version:
-            store.save("tree.json", KernelTree(Path("/nowhere"), f"simulated {version}", version, version))
+            write(folder / TREE, KernelTree(Path("/nowhere"), f"simulated {version}", version, version))
         for path in self.template.glob("kernels/*"):
-            store.path(f"kernels/{path.name}").write_bytes(path.read_bytes())
+            (folder / "kernels" / path.name).write_bytes(path.read_bytes())
         if (self.template / "trials").exists():
             (folder / "trials").symlink_to(self.template / "trials")
-        found = from_json(Comparison, self.template / "comparison.json")
+        found = from_json(Comparison, self.template / COMPARISON_FILE)
         found = dataclasses.replace(
             found, run=folder.name, status=status or "partial", summaries=_scaled(found, factors or {})
         )
-        (folder / "comparison.json").write_bytes(to_json(comparison(found)))
+        write(folder / COMPARISON_FILE, comparison(found))
         if status is not None:
-            store.finish(status)
+            write(folder / STATUS, RunStatus(status, started.isoformat()))
         assert (folder / STATUS).exists() == (status is not None)
         return folder
+
+
+def write(path: Path, value: object) -> None:
+    """As the store does, but without waiting for the disk."""
+    path.write_bytes(to_json(value))
 
 
 def _scaled(found: Comparison, factors: Factors) -> tuple:  # type: ignore[type-arg]

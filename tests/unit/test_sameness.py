@@ -1,0 +1,242 @@
+"""nights/sameness.py and compare.py: what must be the same in two runs, and that each refusal names its field."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from nightruns import Past
+
+from orchestrator.analysis.model import CheckResult, Comparison
+from orchestrator.errors import UserError
+from orchestrator.experiment import Arm, Experiment
+from orchestrator.kernel.build import BuiltKernel
+from orchestrator.kernel.keep import config_name
+from orchestrator.manifest import ArmFiles, FileId, Manifest
+from orchestrator.nights import catalogue, compare
+from orchestrator.nights.catalogue import Run
+from orchestrator.nights.sameness import examine, same_seeds
+from orchestrator.store import Store, file_sha256
+
+replace = dataclasses.replace
+
+
+def tcg(item: Manifest) -> Manifest:
+    return replace(item, accel="tcg")
+
+
+def host(**changed: object) -> Callable[[Manifest], Manifest]:
+    return lambda item: replace(tcg(item), host=replace(item.host, **changed))
+
+
+def in_experiment(part: str, **changed: object) -> Callable[[Experiment], Experiment]:
+    return lambda item: replace(item, **{part: replace(getattr(item, part), **changed)})
+
+
+def first_cell(**changed: object) -> Callable[[Experiment], Experiment]:
+    def change(item: Experiment) -> Experiment:
+        cell = item.cells[0]
+        return replace(item, cells=(replace(cell, guest=replace(cell.guest, **changed)), *item.cells[1:]))
+
+    return change
+
+
+def pair(past: Past, *, accel: Callable[[Manifest], Manifest] = lambda item: item, **night: object) -> tuple[Run, Run]:
+    """Two runs, the second one changed."""
+    first = catalogue.open_run(past.night(1, manifest=accel))
+    return first, catalogue.open_run(past.night(2, **({"manifest": accel} | night)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("night", "refused"),
+    [
+        ({"manifest": lambda item: replace(item, experiment="other")}, "experiment: simulated | other"),
+        ({"manifest": lambda item: replace(item, accel="tcg")}, "accelerator: icount | tcg"),
+        ({"manifest": lambda item: replace(item, qemu_version="QEMU 9")}, "QEMU: .* | QEMU 9"),
+        ({"manifest": lambda item: replace(item, guests_id="x" * 20)}, "guest programs: simulated | xxxxxxxxxxxxxxxx"),
+        ({"manifest": lambda item: replace(item, guests_id="")}, "guest programs: simulated | not recorded"),
+        ({"manifest": lambda item: replace(item, fragments=(FileId("/x/host.config", "ab" * 32),))},
+         r"kernel config fragments: host\.config [0-9a-f]{16} | host\.config abababababababab"),
+        ({"experiment": in_experiment("target", machine="q35")}, "target.machine: microvm | q35"),
+        ({"experiment": in_experiment("target", cpus=2)}, "target.cpus: 1 | 2"),
+        ({"experiment": in_experiment("target", mem_mib=512)}, "target.mem_mib: 1024 | 512"),
+        ({"experiment": first_cell(mem_mib=2)}, "cells.cell0.guest.mem_mib: 1 | 2"),
+        ({"experiment": first_cell(tdp=False)}, "cells.cell0.guest.tdp: True | False"),
+        ({"experiment": lambda item: replace(item, cells=tuple(
+            replace(cell, name=f"x{cell.name}") for cell in item.cells))}, "cells: cell0, cell1 | xcell0, xcell1"),
+    ],
+)  # fmt: skip
+def test_what_changes_a_latency_is_refused_with_its_field_and_both_values(
+    past: Past, night: dict[str, object], refused: str
+) -> None:
+    first, second = pair(past, **night)
+    (found,) = examine(first, second).refused
+    assert re.fullmatch(refused.replace(" | ", r" \| "), found.render()), found.render()
+    with pytest.raises(UserError) as caught:
+        compare.versus(first, second)
+    assert f"cannot be compared, they differ in\n  {found.render()}" in caught.value.what
+    assert caught.value.hint and "orch history" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [({"cpu": "Another CPU"}, "host's CPU"), ({"cores": 64}, "host's CPUs"), ({"machine": "x"}, "host's architecture")],
+)
+def test_the_machine_below_matters_unless_instructions_are_counted(
+    past: Past, changed: dict[str, object], field: str
+) -> None:
+    first, second = pair(past, accel=tcg, manifest=host(**changed))
+    assert [item.field for item in examine(first, second).refused] == [field]
+
+
+def test_under_icount_the_machine_below_does_not_matter(past: Past) -> None:
+    first, second = pair(past, manifest=lambda item: replace(item, host=replace(item.host, cpu="Another", cores=64)))
+    assert examine(first, second).refused == ()
+
+
+@pytest.mark.parametrize(("accel", "refused"), [("tcg", []), ("kvm", ["host's kernel"])])
+def test_the_kernel_below_matters_under_kvm(past: Past, accel: str, refused: list[str]) -> None:
+    first = catalogue.open_run(past.night(1, manifest=lambda item: replace(item, accel=accel)))
+    changed = past.night(2, manifest=lambda item: replace(item, accel=accel, host=replace(item.host, kernel="9.9")))
+    assert [item.field for item in examine(first, catalogue.open_run(changed)).refused] == refused
+
+
+# --- the kernel's configuration and QEMU's arguments ------------------------------------------------------------------
+
+
+def configured(folder: Path, text: str) -> Run:
+    """Give every arm of a run this configuration."""
+    store = Store(folder, None)
+    for path in sorted(folder.glob("kernels/*.json")):
+        kernel = store.load(f"kernels/{path.name}", BuiltKernel)
+        kept = store.path(config_name(kernel.arm))
+        kept.write_text(text)
+        store.save(f"kernels/{path.name}", replace(kernel, config_sha256=file_sha256(kept)))
+    return catalogue.open_run(folder)
+
+
+CONFIG = '# Linux/x86 5.10.1\nCONFIG_KVM=y\n# CONFIG_SMP is not set\nCONFIG_CC_VERSION_TEXT="gcc 12"\n'
+
+
+def test_an_option_with_another_value_is_refused_by_its_name(past: Past) -> None:
+    first = configured(past.night(1), CONFIG)
+    second = configured(
+        past.night(2), CONFIG.replace("# CONFIG_SMP is not set", "CONFIG_SMP=y").replace("gcc 12", "gcc 13")
+    )
+    assert [item.render() for item in examine(first, second).refused] == [
+        'kernel config CONFIG_CC_VERSION_TEXT: "gcc 12" | "gcc 13"', "kernel config CONFIG_SMP: n | y",
+    ]  # fmt: skip
+
+
+def test_options_that_another_version_brings_or_drops_are_noted(past: Past) -> None:
+    first = configured(past.night(1), f"{CONFIG}CONFIG_OLD=y\n")
+    second = configured(past.night(2), CONFIG.replace("5.10.1", "5.10.2") + "CONFIG_NEW=y\n")
+    found = examine(first, second)
+    assert found.refused == ()
+    assert found.notes == ("kernel options gone: CONFIG_OLD", "kernel options new: CONFIG_NEW")
+
+
+def test_configurations_that_differ_and_are_gone_are_refused(past: Past) -> None:
+    first, second = configured(past.night(1), CONFIG), configured(past.night(2), f"{CONFIG}CONFIG_NEW=y\n")
+    for arm in ("base", "v1"):
+        (second.folder / config_name(arm)).unlink()
+    assert [item.field for item in examine(first, second).refused] == ["kernel config of v1 (the files are gone)"]
+
+
+def called(folder: Path, command: str) -> Run:
+    """Put a command into the trial that the comparison looks at."""
+    (folder / "trials").unlink()
+    trial = folder / "trials" / catalogue.read(folder).comparison.summary("cell0", "base").per_boot[0].trial
+    trial.mkdir(parents=True)
+    (trial / "command.txt").write_text(f"# In a copy of this folder\n{command}\n")
+    return catalogue.open_run(folder)
+
+
+QEMU = "/usr/bin/qemu -nodefaults -cpu EPYC-v1,svm=on -kernel /a/vmlinux -append 'quiet tsc_early_khz=2000000 nokaslr'"
+
+
+def test_qemus_arguments_are_compared_as_it_was_called(past: Past) -> None:
+    first = called(past.night(1), QEMU)
+    same = called(past.night(2), QEMU.replace("/a/", "/b/").replace("2000000", "2000001"))
+    assert examine(first, same).refused == (), "another kernel and a measured frequency are no difference"
+    other = called(past.night(3), QEMU.replace("EPYC-v1", "EPYC-v4").replace(" nokaslr", "") + " -no-reboot")
+    assert [item.render() for item in examine(first, other).refused] == [
+        "QEMU's -cpu: EPYC-v1,svm=on | EPYC-v4,svm=on", "QEMU's -append: quiet nokaslr | quiet ",
+        "QEMU's -no-reboot: not given | given",
+    ]  # fmt: skip
+
+
+# --- what may differ --------------------------------------------------------------------------------------------------
+
+
+def test_tree_patches_arms_and_cells_are_what_is_compared(past: Past) -> None:
+    def second(item: Manifest) -> Manifest:
+        return replace(
+            item, arms=(item.arms[0], ArmFiles("v1", (FileId("/p/v2.patch", "cd" * 32),)), ArmFiles("v3", ()))
+        )
+
+    def arms(item: Experiment) -> Experiment:
+        return replace(item, arms=(*item.arms, Arm("v3", ())), cells=item.cells[:1])
+
+    first = catalogue.open_run(past.night(1, version="5.10.1"))
+    found = compare.versus(first, catalogue.open_run(past.night(2, version="5.10.2", manifest=second, experiment=arms)))
+    shown = [item.render() for item in found.sameness.compared]
+    assert shown[0] == "kernel tree: simulated 5.10.1 | simulated 5.10.2"
+    assert re.fullmatch(r"patches of v1: v1\.patch [0-9a-f]{16} \| v2\.patch cdcdcdcdcdcdcdcd", shown[1])
+    assert shown[2] == "patches of v3: no such arm | none"
+    assert "only simulated-20260902-010000 has cell cell1" in found.sameness.notes
+    assert found.only == ("arm v3: only in simulated-20260903-010000",)
+    assert [(item.cell, item.arm) for item in found.verdicts] == [("cell0", "base"), ("cell0", "v1")]
+
+
+def test_other_seeds_are_noted_and_then_a_pair_is_not_exact(past: Past) -> None:
+    first, second = pair(past, manifest=lambda item: replace(item, seeds=(7,)))
+    assert not same_seeds(first, second) and same_seeds(first, first)
+    found = compare.versus(first, second)
+    assert not found.exact and {item.verdict for item in found.metrics} == {"inconclusive"}
+    assert "the two had different seeds; under icount their figures differ for that alone" in found.sameness.notes
+
+
+# --- the comparison itself --------------------------------------------------------------------------------------------
+
+
+def test_base_is_compared_with_base_and_each_arm_with_itself(past: Past) -> None:
+    first, second = pair(past, factors={("cell1", "v1", "p99"): 1.05, ("cell0", "base", "p50"): 0.9})
+    found = compare.versus(first, second)
+    assert found.exact
+    changed = {
+        (item.cell, item.arm, item.metric): (item.verdict, item.ratio) for item in found.metrics if item.ratio != 1
+    }
+    assert changed == {
+        ("cell1", "v1", "p99"): ("regressed", pytest.approx(1.05)),
+        ("cell0", "base", "p50"): ("improved", pytest.approx(0.9)),
+    }
+    assert found.worse == ("cell1, v1: p99 +5.0 %",) and found.better == ("cell0, base: p50 −10.0 %",)
+    text = compare.render(found)
+    assert re.search(r"cell1\n  base: equivalent: identical\n  v1: regressed: p99 \+5\.0 %, p50 ±0 %", text)
+    assert re.search(r"    p99     5\.0\d\d → 5\.3\d\d µs \(\+5\.0 %\): regressed, exact for this seed\n", text)
+    assert "1 improved, 1 regressed, 0 mixed, 2 equivalent, 0 inconclusive; margin ±2 %" in text
+
+
+def test_one_boot_of_two_nights_decides_nothing_where_time_is_noisy(past: Past) -> None:
+    first, second = pair(past, accel=tcg, factors={("cell1", "v1", "p99"): 1.5})
+    found = compare.versus(first, second)
+    assert {item.verdict for item in found.metrics} == {"inconclusive"} and found.worse == ()
+    assert "what changed on the machine between them is part of the difference" in " ".join(
+        compare.render(found).split()
+    )
+
+
+def test_a_check_that_held_and_fails_now_is_worse(past: Past) -> None:
+    def failing(item: Comparison) -> Comparison:
+        return replace(item, checks=(CheckResult("controls", "v1", "cell0", "failed", "3 retries"), *item.checks[1:]))
+
+    first, second = pair(past, comparison=failing)
+    found = compare.versus(first, second)
+    assert found.worse == ("check controls (cell0, v1) failed: 3 retries",)
+    back = compare.versus(second, first)
+    assert back.worse == () and back.better == ("check controls (cell0, v1) holds again",)
+    assert "check controls (cell0, v1) FAILED: 3 retries" in compare.render(found)
