@@ -68,10 +68,10 @@ class Finished:
 
     @property
     def gate_closed(self) -> bool:
-        """Whether something regressed or a check failed."""
-        return any(item.verdict == "regressed" for item in self.comparison.comparisons) or any(
-            check.status == "failed" for check in self.comparison.checks
-        )
+        """Whether a cell regressed, by a metric that decides its verdict, or a check failed."""
+        found = self.comparison
+        regressed = any(item.verdict == "regressed" and item.decides for item in found.comparisons)
+        return regressed or any(check.status == "failed" for check in found.checks)
 
 
 def run(

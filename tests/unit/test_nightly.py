@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import simulated_orch
+from nightruns import Past
 from simulated_orch import write_config
 
 from orchestrator import cli, run
@@ -201,6 +202,16 @@ def test_a_failed_check_keeps_a_run_from_being_good(nights: Nights) -> None:
     assert from_json(catalogue.Comparison, folder / "comparison.json").checks[0].status == "failed"
     _, night = nights.night(config)
     assert night.entries[0].no_reference == "no run before it was good"
+
+
+def test_a_metric_that_decides_no_verdict_closes_no_gate(past: Past) -> None:
+    found = catalogue.open_run(past.night(0)).comparison
+    slower = [dataclasses.replace(item, verdict="regressed", decides=False) for item in found.comparisons]
+    finished = run.Finished(past.results, dataclasses.replace(found, comparisons=tuple(slower)), ())
+    assert not finished.gate_closed, "as the report says of the slowest fault of a single boot"
+    decisive = dataclasses.replace(slower[0], decides=True)
+    finished = dataclasses.replace(finished, comparison=dataclasses.replace(found, comparisons=(decisive,)))
+    assert finished.gate_closed
 
 
 # --- interruptions and locks ------------------------------------------------------------------------------------------
