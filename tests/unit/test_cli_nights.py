@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def test_the_samples_call_commands_and_options_that_exist() -> None:
 
 def test_every_command_of_the_page_exists() -> None:
     text = (ROOT / "docs/nightly.md").read_text()
-    named = {words.split()[1] for words in text.split("`") if words.startswith("orch ")}
+    named = set(re.findall(r"(?:`|bin/)orch ([a-z]+)", text))
     assert {"nightly", "history", "compare", "export"} <= named <= set(cli.cli.commands)
 
 
