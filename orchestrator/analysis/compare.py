@@ -185,7 +185,6 @@ def _judge_one(
         smallest = None if size is None else _as_change(item, size, base_value)
         if verdict == "inconclusive":
             needed = power.boots_needed(found, item.bounds, context.stage, tests)
-            reason += _more(needed)
     return MetricComparison(
         cell=item.cell,
         base=base,
@@ -205,12 +204,6 @@ def _judge_one(
         decides=not item.missing and not (item.metric == "max" and len(item.steps) < 2),
         boots_needed=needed,
     )
-
-
-def _more(needed: int | None) -> str:
-    if needed is None:
-        return f"; {power.MOST_BOOTS} boots would not decide it"
-    return f"; about {needed} boots would decide it"
 
 
 def hopeless(item: Effect, last: Stage, tests: int) -> bool:

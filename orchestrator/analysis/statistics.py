@@ -25,6 +25,7 @@ MIN_PAIRS = 6
 # Up to here all 2**pairs sign flips are counted, as sums of two halves (2**15 values to sort); beyond, random ones.
 EXACT_PAIRS = 30
 RANDOM_FLIPS = 99_999
+FLIPS_AT_ONCE = 9_091  # an eleventh: a thousand pairs take 70 MB
 SEED = 1  # A report made again must say the same.
 
 Floats = NDArray[np.float64]
@@ -65,8 +66,8 @@ def paired_rows(rows: Floats, alpha: float = ALPHA) -> tuple[Estimate, ...]:
     values[flat] = lows[flat] = highs[flat] = rows[flat, 0]
     spreads[flat] = 0.0
     return tuple(
-        Estimate(float(value), float(low), float(high), sign_flip_p(row), float(spread), count)
-        for row, value, low, high, spread in zip(rows, values, lows, highs, spreads, strict=True)
+        Estimate(float(value), float(low), float(high), p_value, float(spread), count)
+        for value, low, high, p_value, spread in zip(values, lows, highs, sign_flip_p(rows), spreads, strict=True)
     )
 
 
@@ -77,18 +78,21 @@ def _quantile(ordered: Floats, share: float) -> Floats:
     return np.asarray(ordered[:, at] + (ordered[:, at + 1] - ordered[:, at]) * (place - at), np.float64)
 
 
-def sign_flip_p(differences: Floats) -> float:
-    """Two-sided p-value of the paired permutation test: how often flipped signs give as large a sum as was seen.
+def sign_flip_p(rows: Floats) -> tuple[float, ...]:
+    """Two-sided p-values of the paired permutation test: how often flipped signs give as large a sum as was seen.
 
-    Under the hypothesis of no difference each pair could as well have come the other way round. Exact for up to
-    :data:`EXACT_PAIRS` pairs, of :data:`RANDOM_FLIPS` seeded random flips beyond.
+    ``rows`` as in :func:`paired_rows`. Under the hypothesis of no difference each pair could as well have come the
+    other way round. Exact for up to :data:`EXACT_PAIRS` pairs, of :data:`RANDOM_FLIPS` seeded random flips beyond.
     """
-    count = len(differences)
     # Sums that differ by rounding only are equal.
-    least = abs(float(differences.sum())) - 1e-12 * float(np.abs(differences).sum())
-    if count > EXACT_PAIRS:
-        sums = np.abs(_random_signs(count) @ differences)
-        return float(1 + np.count_nonzero(sums >= least)) / (RANDOM_FLIPS + 1)
+    least = np.abs(rows.sum(axis=1)) - 1e-12 * np.abs(rows).sum(axis=1)
+    if rows.shape[1] > EXACT_PAIRS:
+        return _random_p(rows, least)
+    return tuple(_exact_p(row, float(size)) for row, size in zip(rows, least, strict=True))
+
+
+def _exact_p(differences: Floats, least: float) -> float:
+    count = len(differences)
     # A flip of all signs gives the same size of sum: the first sign stays.
     half = (count - 1) // 2
     left = differences[0] + _signs(half) @ differences[1 : 1 + half]
@@ -98,17 +102,20 @@ def sign_flip_p(differences: Floats) -> float:
     return min(1.0, (above + below) / (len(left) * len(right)))
 
 
+def _random_p(rows: Floats, least: Floats) -> tuple[float, ...]:
+    rng = np.random.default_rng(SEED)
+    reached = np.ones(len(rows))  # the flip that was seen is one of them
+    for _ in range(RANDOM_FLIPS // FLIPS_AT_ONCE):
+        signs = rng.integers(0, 2, (FLIPS_AT_ONCE, rows.shape[1]), np.int8) * 2.0 - 1.0
+        reached += np.count_nonzero(np.abs(signs @ rows.T) >= least, axis=0)
+    return tuple(float(count) / (RANDOM_FLIPS + 1) for count in reached)
+
+
 @lru_cache(maxsize=32)
 def _signs(count: int) -> Floats:
     """All rows of ±1 of a length, shape (2**count, count)."""
     bits = np.arange(2**count)[:, np.newaxis] >> np.arange(count)
     return np.asarray(1.0 - 2.0 * (bits & 1), np.float64)
-
-
-@lru_cache(maxsize=4)
-def _random_signs(count: int) -> Floats:
-    rng = np.random.default_rng(SEED)
-    return np.asarray(rng.integers(0, 2, (RANDOM_FLIPS, count), np.int8) * 2.0 - 1.0, np.float64)
 
 
 @lru_cache(maxsize=8)

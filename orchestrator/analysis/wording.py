@@ -107,9 +107,18 @@ def cell_verdict(cell: str, arm: str, metrics: Sequence[MetricComparison]) -> Ce
     shown += _beside_mean(shown, by_metric["p99_9"])
     text = ", ".join(change(item) for item in shown)
     if verdict == "inconclusive":
-        reasons = {item.reason for item in deciding if item.verdict == "inconclusive"}
-        text += f": {min(reasons, key=len)}"
+        open_ = [item for item in deciding if item.verdict == "inconclusive"]
+        text += f": {min({item.reason for item in open_}, key=len)}{_more(open_)}"
     return CellComparison(cell, arm, verdict, text)
+
+
+def _more(open_: Sequence[MetricComparison]) -> str:
+    """How many boots would decide what is open, where noise is known at all."""
+    known = [item.boots_needed for item in open_ if item.boots_needed is not None]
+    if not known:
+        return "" if all(item.p_value is None for item in open_) else "; more boots would hardly decide it"
+    some = "" if len(known) == len(open_) else f" {len(known)} of {len(open_)} metrics"
+    return f"; about {max(known)} boots would decide{some}"
 
 
 def _beside_mean(shown: Sequence[MetricComparison], tail: MetricComparison) -> list[MetricComparison]:

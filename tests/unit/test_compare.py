@@ -114,10 +114,13 @@ def test_one_boot_of_a_noisy_target_decides_nothing(tmp_path: Path) -> None:
 
 def test_few_boots_say_that_they_cannot_decide(tmp_path: Path) -> None:
     plant = Plant(QUIET, accel="tcg", boots=4, noise=0.01, effects={("quiet", "v1"): Effect(scale=3.0)})
-    found = verdicts(compared(plant, tmp_path), "quiet")
+    comparison = compared(plant, tmp_path)
+    found = verdicts(comparison, "quiet")
     assert {item.verdict for item in found.values()} == {"inconclusive"}
-    assert found["p50"].reason == "4 boots cannot decide at 5 %, the smallest p is 0.12; about 9 boots would decide it"
+    assert found["p50"].reason == "4 boots cannot decide at 5 %, the smallest p is 0.12"
     assert found["p50"].boots_needed == 9 and found["p50"].smallest_effect is None
+    assert ": 4 boots cannot decide at 5 %, the smallest p is 0.12; about " in comparison.verdicts[0].summary
+    assert comparison.verdicts[0].summary.endswith(" boots would decide")
 
 
 def test_many_boots_find_a_planted_shift(tmp_path: Path) -> None:

@@ -209,6 +209,16 @@ def test_the_base_against_itself_stands_beside_each_verdict(tmp_path: Path, simu
     ]
 
 
+def test_with_both_the_noise_floor_grows_with_the_cells(tmp_path: Path, simulated: Path) -> None:
+    config = write_config(tmp_path, ("base", "noisy"), boots=10, schedule=f"{LOOKS}, aa: true")
+    found = go(config, jobs=2)[0].comparison
+    boots = {stop.cell: stop.boots for stop in found.stops}
+    assert boots["cell0"] == 10 < boots["cell1"]
+    assert {(item.cell, item.pairs) for item in found.aa} == set(boots.items())
+    assert found.done == found.planned == 3 * sum(boots.values()) == len(simulated.read_text().splitlines())
+    assert found.status == "complete"
+
+
 def test_a_base_that_differs_from_itself_is_said_loudly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulated: Path
 ) -> None:
