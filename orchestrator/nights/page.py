@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from orchestrator.errors import UserError
 from orchestrator.nights import chronicle
@@ -20,9 +20,10 @@ from orchestrator.nights.chronicle import Written
 from orchestrator.nights.history import History, collect
 from orchestrator.nights.nightly import Entry, Night, State, nights_folder, read_nights
 from orchestrator.nights.words import date_of, moved
+from orchestrator.report import palette
 from orchestrator.report.plots import Plot
 from orchestrator.report.style import clean
-from orchestrator.report.svg import cut
+from orchestrator.report.svg import cut, sample
 from orchestrator.store import write_atomic
 
 WIDTH = 100
@@ -43,11 +44,12 @@ WORDS: Mapping[State, str] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One history plot in the page."""
+    """One history plot in the page; ``key`` is a sample of the line and a name for each arm."""
 
     title: str
     caption: str
-    key: Markup
+    shared: Markup
+    key: tuple[tuple[Markup, str], ...]
     panels: tuple[Markup, ...]
     columns: int
 
@@ -116,7 +118,7 @@ def render_html(nights: Sequence[Night], chapters: Sequence[Chapter]) -> str:
         nights=nights,
         chapters=chapters,
         days=sorted((day for chapter in chapters for day in chapter.days), key=lambda day: day.date, reverse=True),
-        css=Markup(css),
+        css=Markup(css + palette.css()),
         words=in_words,
         lines=SHOWN_LINES,
         strip=STRIP_NIGHTS,
@@ -163,15 +165,15 @@ def _figures(history: History, written: Written) -> tuple[Drawing, ...]:
     changed = [series.metric for series, _ in history.changes]
     others = [metric for metric in changed if metric == "retries_per_fault" or "p50" not in changed]
     wanted = {f"{history.name}-{metric}" for metric in ("p50", *others[:1])}
-    return tuple(_drawing(plot) for plot in written.drawn if plot.name in wanted)
+    return tuple(_drawing(plot, history.arms) for plot in written.drawn if plot.name in wanted)
 
 
-def _drawing(plot: Plot) -> Drawing:
-    parts = cut(plot)
-    # Markup: drawn by us; names in it are outlines of glyphs, not text.
-    return Drawing(
-        plot.title, plot.caption, Markup(parts.key), tuple(Markup(panel) for panel in parts.panels), plot.columns
-    )
+def _drawing(plot: Plot, arms: Sequence[str]) -> Drawing:
+    parts = cut(plot, tuple(str(escape(clean(f"{plot.title}, {panel.cell}"))) for panel in plot.panels))
+    key = tuple((Markup(sample(index)), arm) for index, arm in enumerate(arms))
+    # Markup: drawn by us; names in it are outlines of glyphs, and escaped in its labels.
+    panels = tuple(Markup(panel) for panel in parts.panels)
+    return Drawing(plot.title, plot.caption, Markup(parts.shared), key, panels, plot.columns)
 
 
 def _minute(started: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,8 +14,8 @@ from orchestrator.analysis.model import Metric
 from orchestrator.analysis.wording import percent
 from orchestrator.nights.history import History, Series
 from orchestrator.nights.words import date_of, finding
-from orchestrator.report.canvas import COLOURS, MARKERS, RC, WIDTH_IN, Frame, Grid, line, make_frame, name_panel
-from orchestrator.report.plots import Plot
+from orchestrator.report.canvas import COLOURS, MARKERS, RC, Grid, line, make_frame, name_panel, short
+from orchestrator.report.plots import Panel, Plot
 from orchestrator.report.style import duration
 
 # A flat line must look flat: the axis shows at least this much to either side of the middle.
@@ -44,28 +43,27 @@ def draw(history: History, folder: Path) -> tuple[Plot, ...]:
 def _draw(history: History, metric: Metric, folder: Path) -> Plot:
     title = finding(history, metric)
     columns = min(2, len(history.cells))
-    frame = make_frame(title, Grid(-(-len(history.cells) // columns), columns, 1.35), history.arms)
-    for spare in frame.axes[len(history.cells) :]:
-        frame.figure.delaxes(spare)
-    for axes, cell in zip(frame.axes, history.cells, strict=False):
-        _panel(axes, history, [history.get(cell, arm, metric) for arm in history.arms], columns)
-    shown = frame.boxes[: len(history.cells)]
-    return _save(replace(frame, boxes=shown), f"{history.name}-{metric}", title, folder / f"history-{metric}.svg")
-
-
-def _save(frame: Frame, name: str, title: str, svg: Path) -> Plot:
-    made = Plot(name, title, CAPTION, svg, svg.with_suffix(".png"), frame.boxes, frame.key, frame.columns)
+    grid = Grid(-(-len(history.cells) // columns), columns, 1.35)
+    frame = make_frame(title, grid, history.arms).only(range(len(history.cells)))
+    for axes, cell in zip(frame.axes, history.cells, strict=True):
+        _panel(axes, history, [history.get(cell, arm, metric) for arm in history.arms], grid)
+    svg = folder / f"history-{metric}.svg"
+    panels = tuple(Panel(cell, "", box) for cell, box in zip(history.cells, frame.boxes, strict=True))
+    made = Plot(
+        f"{history.name}-{metric}", title, CAPTION, svg, svg.with_suffix(".png"), panels, columns,
+        keyed=True, small=False,
+    )  # fmt: skip
     FigureCanvasAgg(frame.figure)
     frame.figure.savefig(made.svg, metadata={"Date": None, "Creator": "orch"})
     frame.figure.savefig(made.png, dpi=150, metadata={"Software": "orch"})
     return made
 
 
-def _panel(axes: Axes, history: History, arms: list[Series], columns: int) -> None:
+def _panel(axes: Axes, history: History, arms: list[Series], grid: Grid) -> None:
     cell, metric = arms[0].cell, arms[0].metric
     changes = sum(len(series.changes) for series in arms)
     said = "no change" if not changes else f"{changes} change{'s' if changes > 1 else ''}"
-    name_panel(axes, cell, said, WIDTH_IN / columns - 0.9)
+    name_panel(axes, cell, said, grid.inner)
     for index, series in enumerate(arms):
         _line(axes, series, index)
     known = [value for series in arms for value in _known(series)]
@@ -73,8 +71,8 @@ def _panel(axes: Axes, history: History, arms: list[Series], columns: int) -> No
     axes.set_ylim(low, high)
     axes.set_xlim(-0.6, len(history.runs) - 0.4)
     for index, series in enumerate(arms):
-        _changes(axes, series, index)
-    axes.xaxis.set_major_locator(MaxNLocator(4 if columns > 1 else 8, integer=True, min_n_ticks=1))
+        _changes(axes, series, index, f"{short(series.arm, 14)} " if len(arms) > 1 else "")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     days = [date_of(run.manifest.started) for run in history.runs]
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: days[round(value)] if 0 <= round(value) < len(days) else "")
@@ -104,16 +102,16 @@ def _line(axes: Axes, series: Series, index: int) -> None:
         axes.plot([start - 0.5, end - 0.5], [level, level], **line(index))
 
 
-def _changes(axes: Axes, series: Series, index: int) -> None:
-    """A line where a level begins, and the change beside it; each arm writes on a row of its own."""
+def _changes(axes: Axes, series: Series, index: int, whose: str) -> None:
+    """A line where a level begins, and the change beside it; each arm writes on a row of its own, in ink, since the
+    colours of lines are too pale for small type."""
     for change in series.changes:
         axes.axvline(change.index - 0.5, color=COLOURS[index % 6], linewidth=0.9, linestyle=(0, (2, 2)))
         text = percent(change.ratio - 1) if change.ratio is not None else "from 0"
         side = -1 if change.index > 0.75 * len(series.values) else 1
         axes.annotate(
-            text, (change.index - 0.5, 1), (3 * side, -2 - 9 * index), xycoords=("data", "axes fraction"),
+            whose + text, (change.index - 0.5, 1), (3 * side, -2 - 9 * index), xycoords=("data", "axes fraction"),
             textcoords="offset points", fontsize=7.5, va="top", ha="left" if side > 0 else "right",
-            color=COLOURS[index % 6], fontweight="bold",
         )  # fmt: skip
 
 

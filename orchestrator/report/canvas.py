@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from matplotlib.artist import Artist
@@ -16,24 +16,21 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from orchestrator.report.palette import LIGHT
 from orchestrator.report.style import clean, duration
 
-# Okabe and Ito's palette, which the colour-blind can tell apart; yellow is left out (too pale on paper). The dash
-# pattern, the marker and the hatch tell the same without colour.
-COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS: Final = LIGHT
 DASHES: Final[tuple[Any, ...]] = (
     "solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (8, 2)),
 )  # fmt: skip
 MARKERS: Final = ("o", "s", "^", "D", "v", "P")
-HATCHES: Final = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
+HATCHES: Final = ("", "////", "||||", "xxxx", "\\\\\\\\", "++++")
 INK, FAINT, SHADE = "#1b1f24", "#c9ced6", "#b9bec6"
 
 WIDTH_IN = 7.6
 RIGHT_IN = 0.14
-KEY_COLUMNS = 4
 # Any: matplotlib types each key of this mapping as a literal.
 RC: Final[Any] = {
     "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5,
@@ -50,7 +47,7 @@ EXTRA = "−–→±µ×…·"
 @dataclass(frozen=True)
 class Grid:
     """Rows and columns of panels; all lengths in inches. ``left`` and ``below`` leave room for ticks and labels,
-    ``above`` for a panel's title."""
+    ``above`` for a panel's title. A panel alone is as wide as one of two."""
 
     rows: int
     columns: int
@@ -59,20 +56,35 @@ class Grid:
     below: float = 0.46
     above: float = 0.42
 
+    @property
+    def wide(self) -> float:
+        """A panel's width with its labels."""
+        return (WIDTH_IN - RIGHT_IN) / max(2, self.columns)
+
+    @property
+    def inner(self) -> float:
+        """A panel's width between its axes."""
+        return self.wide - self.left - 0.06
+
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A figure and its panels, row by row; ``boxes`` are the panels' places with their labels, ``key`` that of the
-    key: left, top, width, height in points from the top left corner."""
+    """A figure and its panels, row by row; ``boxes`` are the panels' places with their labels: left, top, width,
+    height in points from the top left corner."""
 
     figure: Figure
     axes: tuple[Axes, ...]
     boxes: tuple[Box, ...]
-    key: Box
-    columns: int
+    grid: Grid
+
+    def only(self, places: Sequence[int]) -> Frame:
+        """The same with the panels at these places; the others are gone."""
+        for spare in set(range(len(self.axes))) - set(places):
+            self.figure.delaxes(self.axes[spare])
+        return replace(self, axes=tuple(self.axes[at] for at in places), boxes=tuple(self.boxes[at] for at in places))
 
 
 def plain(text: str) -> str:
@@ -87,45 +99,37 @@ def short(text: str, length: int) -> str:
     return whole if len(whole) <= length else f"{whole[:keep]}…{whole[len(whole) - keep :]}"
 
 
-def make_frame(
-    title: str, grid: Grid, arms: Sequence[str], *, bars: bool = False, extra: Sequence[Artist] = ()
-) -> Frame:
-    """A figure with its finding and its key, and its panels row by row. ``bars``: the key shows bars, not lines."""
-    head = textwrap.fill(plain(title), 82)
+def make_frame(title: str, grid: Grid, arms: Sequence[str] = (), *, extra: Sequence[Artist] = ()) -> Frame:
+    """A figure with its finding, a key for the lines of ``arms`` and for ``extra``, and its panels row by row."""
+    width = grid.wide * grid.columns + RIGHT_IN
+    head = textwrap.fill(plain(title), int(width * 10.8))
     head_in = 0.12 + 0.2 * (head.count("\n") + 1)
-    entries = len(arms) + len(extra)
-    key_in = 0.1 + 0.2 * -(-entries // KEY_COLUMNS)
+    entries, abreast = len(arms) + len(extra), max(1, int(width / 1.9))
+    key_in = 0.1 + 0.2 * -(-entries // abreast)
     top_in = head_in + key_in + 0.04
     step = grid.above + grid.panel + grid.below
     height = top_in + grid.rows * step
-    figure = Figure(figsize=(WIDTH_IN, height), facecolor="white")
-    figure.text(0.1 / WIDTH_IN, 1 - 0.1 / height, head, va="top", ha="left", fontsize=11, fontweight="bold")
-    key: list[Artist] = [_key(index, arm, bars) for index, arm in enumerate(arms)]
-    figure.legend(
-        handles=[*key, *extra], loc="upper left", bbox_to_anchor=(0.03 / WIDTH_IN, 1 - head_in / height),
-        ncols=min(entries, KEY_COLUMNS), frameon=False, handlelength=3.2, borderaxespad=0.2, fontsize=9,
-    )  # fmt: skip
-    wide = (WIDTH_IN - RIGHT_IN) / grid.columns
+    figure = Figure(figsize=(width, height), facecolor="white")
+    figure.text(0.1 / width, 1 - 0.1 / height, head, va="top", ha="left", fontsize=11, fontweight="bold")
+    if entries:
+        key: list[Artist] = [_key(index, arm) for index, arm in enumerate(arms)]
+        figure.legend(
+            handles=[*key, *extra], loc="upper left", bbox_to_anchor=(0.03 / width, 1 - head_in / height),
+            ncols=min(entries, abreast), frameon=False, handlelength=3.2, borderaxespad=0.2, fontsize=9,
+        )  # fmt: skip
     axes, boxes = [], []
     for row in range(grid.rows):
         for column in range(grid.columns):
-            left, top = column * wide, top_in + row * step
+            left, top = column * grid.wide, top_in + row * step
             bottom = 1 - (top + grid.above + grid.panel) / height
-            inner = (wide - grid.left - 0.06) / WIDTH_IN
-            axes.append(figure.add_axes(((left + grid.left) / WIDTH_IN, bottom, inner, grid.panel / height)))
-            boxes.append((left * 72, top * 72, (wide + 0.08) * 72, step * 72))
-    key_wide = 1.2 * len(key) + 2.2 * len(extra) + 0.3 if entries <= KEY_COLUMNS else WIDTH_IN
-    key_box = (0.0, head_in * 72, key_wide * 72, key_in * 72)
-    return Frame(figure, tuple(axes), tuple(boxes), key_box, grid.columns)
+            axes.append(figure.add_axes(((left + grid.left) / width, bottom, grid.inner / width, grid.panel / height)))
+            boxes.append((left * 72, top * 72, (grid.wide + 0.08) * 72, step * 72))
+    return Frame(figure, tuple(axes), tuple(boxes), grid)
 
 
-def _key(index: int, arm: str, bars: bool) -> Artist:
+def _key(index: int, arm: str) -> Artist:
     # A leading underscore would hide the entry.
     label = short(arm, 24).lstrip("_") or "?"
-    if bars:
-        return Patch(
-            facecolor=COLOURS[index % 6], hatch=HATCHES[index % 6], edgecolor="white", linewidth=0, label=label
-        )
     return Line2D([], [], **line(index), marker=MARKERS[index % 6], markersize=5, label=label)
 
 

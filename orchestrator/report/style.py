@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orchestrator.errors import printable
 
 NOT_MEASURED = "n/a"
@@ -34,3 +36,11 @@ def per_fault(value: float | None) -> str:
     if value is None:
         return NOT_MEASURED
     return "0" if value == 0 else f"{value:.1e}" if value < 0.00005 else f"{value:.4f}" if value < 1 else f"{value:.3f}"
+
+
+def grouped(said: Sequence[tuple[str, str]]) -> str:
+    """(who, what) with each ``what`` said once: ``v1, v2 improved; v3 equivalent``, or ``all 4 improved``."""
+    kinds = dict.fromkeys(what for _, what in said)
+    if len(kinds) == 1 and len(said) > 2:
+        return f"all {len(said)} {said[0][1]}"
+    return "; ".join(f"{', '.join(who for who, what in said if what == kind)} {kind}" for kind in kinds)

@@ -1,4 +1,5 @@
-"""report.txt: at most 72 columns of plain ASCII, to paste into a reply on a list."""
+"""report.txt: at most 72 columns of plain ASCII, to paste into a reply on a list. What takes too many lines for a mail
+is counted here and told in full in report.html."""
 
 from __future__ import annotations
 
@@ -6,33 +7,37 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from orchestrator.analysis.causes import CAUSES, Cause, TraceCost, TracedBoot
+from orchestrator.analysis.causes import CAUSES, TracedBoot
 from orchestrator.analysis.findings import arm_lines
-from orchestrator.analysis.model import CellInfo, Comparison, FailedTrial, StaleCount
+from orchestrator.analysis.model import CellComparison, CheckResult, Comparison, FailedTrial
 from orchestrator.analysis.why import IN_VAIN
+from orchestrator.report.causes import HEADS as HEADS_OF_CAUSES
+from orchestrator.report.causes import cost_of
+from orchestrator.report.said import parts, smallest, standing
 from orchestrator.report.style import clean, microseconds, per_fault
+from orchestrator.report.verdicts import where
 from orchestrator.results import Provenance
 
 WIDTH = 72
 # Mails on the kernel's lists are read in fonts and tools of every age.
 ASCII = str.maketrans({"−": "-", "–": "-", "±": "+/-", "→": "->", "µ": "u", "×": "x", "…": "...", "’": "'"})
 TRACE_LINES = 6
-CAUSE_HEADS: dict[Cause, str] = {
-    "handled": "handled", "unrelated": "spun", "needed": "needed", "other": "other", "taken": "taken",
-    "preempted": "no CPU", "blocked": "asleep",
-}  # fmt: skip
 COLUMNS = ("p50", "p99", "p99_9", "max", "mean")
+# A value has a blank before it, however long it is.
+HEADS = (("p50", 7), ("p99", 7), ("p99.9", 7), ("max", 9), ("mean", 8), ("retries", 9))
+NAME = 16
+# With more arms than this beside the base, a verdict is said once for all that share it, with its strongest figures.
+ARMS_IN_FULL, STRONGEST = 2, 2
 
 
 def render(comparison: Comparison, provenance: Provenance) -> str:
     """The whole text; ends with a newline."""
-    parts = (
+    sections = (
         _head(comparison),
         _table(comparison),
         _section("Why", comparison.why),
         _traced(comparison),
         _stale(comparison),
-        _section("Which check fails which arm", arm_lines(comparison) if comparison.stale else ()),
         _section("The kernel's own KVM selftests", comparison.selftest_notes),
         _checks(comparison),
         _failures(comparison.failures),
@@ -40,51 +45,74 @@ def render(comparison: Comparison, provenance: Provenance) -> str:
         _section("How sure", comparison.sure),
         _again(provenance),
     )
-    lines = [line for part in parts if part for line in (*part, "")]
+    lines = [line for part in sections if part for line in (*part, "")]
     return "\n".join(_fit(line) for line in lines[:-1]) + "\n"
 
 
 def _head(comparison: Comparison) -> list[str]:
     title = f"{comparison.name}: run {comparison.run}, {comparison.accel}, {comparison.status}"
-    done = comparison.done if comparison.done < comparison.planned else 0
-    unfinished = [f"{done} of {comparison.planned} trials have run; the rest is missing below."] if done else []
-    wrapped = [line for text in (*comparison.headlines, *unfinished) for line in _wrap(text, "", "    ")]
+    said = (*standing(comparison), *comparison.headlines)
     rule = "=" * WIDTH
-    return [rule, *_wrap(title, "", "    "), rule, *wrapped]
+    return [rule, *_wrap(title, "", "    "), rule, *(line for text in said for line in _wrap(text, "", "    "))]
 
 
 def _table(comparison: Comparison) -> list[str]:
     if not comparison.cells:
         return []
-    lines = ["Latency of a guest page fault in us, retries per fault", "-" * WIDTH]
-    heads = ["p50", "p99", "p99.9", "max", "mean", "retries"]
+    lines = ["Latency of a guest page fault in us; retries per fault"]
+    lines += ["(sees: the smallest change that would have been called)"] if comparison.verdicts else []
+    lines.append("-" * WIDTH)
+    lines.append(f"  {'':{NAME}}" + "".join(f" {head:>{width}}" for head, width in HEADS))
     for cell in comparison.cells:
-        lines += [*_wrap(f"{cell.name}: {_where(cell)}", "", "    ")]
-        lines.append(f"  {'':10}" + "".join(f"{head:>10}" for head in heads))
+        lines += [*_wrap(f"{cell.name}: {where(cell)}", "", "    ")]
         for arm in comparison.arms:
             lines += _row(comparison, cell.name, arm.name)
-        for verdict in comparison.verdicts:
-            if verdict.cell == cell.name:
-                lines += _wrap(f"{verdict.arm} {verdict.verdict}: {verdict.summary}", "  => ", "     ")
-        lines.append("")
-    return lines[:-1]
-
-
-def _where(cell: CellInfo) -> str:
-    return cell.storm + ("" if cell.tdp else "; shadow paging")
+        lines += _verdicts(comparison, cell.name)
+    return lines
 
 
 def _row(comparison: Comparison, cell: str, arm: str) -> list[str]:
     found = comparison.summary(cell, arm)
     if found.latency is None:
-        return _wrap(f"{arm:10} {found.outcome}", "  ", "    ")
+        return _wrap(f"{arm:{NAME}} {found.outcome}", "  ", "    ")
     values = [microseconds(getattr(found.latency, name)) for name in COLUMNS]
-    cells = "".join(f"{value:>10}" for value in (*values, per_fault(found.retries_per_fault)))
-    note = [] if found.outcome == "ok" else [f"    ({arm}: {found.boots} good boots, others: {found.outcome})"]
+    values.append(per_fault(found.retries_per_fault))
+    cells = "".join(f" {value:>{width}}" for value, (_, width) in zip(values, HEADS, strict=True))
+    note = (
+        [] if found.outcome == "ok" else _wrap(f"({found.boots} good boots, others: {found.outcome})", "    ", "    ")
+    )
     name = clean(arm).translate(ASCII)
     # A long name gets a line of its own, so that columns stay columns.
-    head = [f"  {name:10}{cells}"] if len(name) <= 10 else [f"  {name}", f"  {'':10}{cells}"]
+    head = [f"  {name:{NAME}}{cells}"] if len(name) <= NAME else [f"  {name}", f"  {'':{NAME}}{cells}"]
     return head + note
+
+
+def _verdicts(comparison: Comparison, cell: str) -> list[str]:
+    ours = [item for item in comparison.verdicts if item.cell == cell]
+    if len(ours) <= ARMS_IN_FULL:
+        said = [f"{item.arm} {item.verdict}: {item.summary}{_sees(comparison, item)}" for item in ours]
+        return [line for text in said for line in _wrap(text, "  => ", "     ")]
+    groups: dict[tuple[str, str], list[CellComparison]] = {}
+    for item in ours:
+        groups.setdefault((item.verdict, _sees(comparison, item)), []).append(item)
+    lines = []
+    for (verdict, sees), group in groups.items():
+        arms = ", ".join(f"{item.arm}{_figures(item)}" for item in group)
+        lines += _wrap(f"{verdict}: {arms}{sees}", "  => ", "     ")
+    return lines
+
+
+def _figures(item: CellComparison) -> str:
+    figures, reason = parts(item)
+    if item.verdict == "equivalent":
+        return ""
+    shown = figures[:STRONGEST] if not reason else (*figures[:STRONGEST], reason)
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _sees(comparison: Comparison, item: CellComparison) -> str:
+    seen = smallest(comparison.metrics(item.cell, item.arm))
+    return f"; sees {seen}" if seen else ""
 
 
 def _traced(comparison: Comparison) -> list[str]:
@@ -94,7 +122,7 @@ def _traced(comparison: Comparison) -> list[str]:
     slowest = max(len(boot.slowest) for boot in comparison.traced)
     lines = [f"Traced boots: what all faults, and the {slowest} slowest, spent their time on"]
     lines += ["(observed by the host kernel's tracepoints)", "-" * WIDTH]
-    lines.append(f"{'% of time':16}" + "".join(f"{CAUSE_HEADS[cause]:>8}" for cause in CAUSES))
+    lines.append(f"{'% of time':16}" + "".join(f"{HEADS_OF_CAUSES[cause]:>8}" for cause in CAUSES))
     for cell in dict.fromkeys(boot.cell for boot in comparison.traced):
         lines += _wrap(cell, "", "    ")
         lines += [line for boot in comparison.traced if boot.cell == cell for line in _traced_rows(boot)]
@@ -111,7 +139,7 @@ def _traced_rows(boot: TracedBoot) -> list[str]:
     }
     name = boot.arm if len(boot.arm) <= 6 else ""
     head = [] if name else [f"  {boot.arm}"]
-    cost = [] if boot.cost is None else [_traced_cost(boot.cost)]
+    cost = [f"  {'':6} {'tracing':9}{cost_of(boot)}"] if boot.cost is not None else []
     lines = [
         f"  {name if nr == 0 else '':6} {label:7}" + "".join(f"{value:>8}" for value in values)
         for nr, (label, values) in enumerate(rows.items())
@@ -119,54 +147,52 @@ def _traced_rows(boot: TracedBoot) -> list[str]:
     return [*head, *lines, *cost]
 
 
-def _traced_cost(cost: TraceCost) -> str:
-    """The measured boot's figures and the traced one's: what differs is what the tracing does."""
-    p50 = " -> ".join(f"{value:,.0f}" for value in cost.p50_ns)
-    retries = " -> ".join("n/a" if value is None else f"{value:,}" for value in cost.retries)
-    return f"  {'':6} {'tracing':9}p50 {p50} ns, retries {retries}"
-
-
 def _stale(comparison: Comparison) -> list[str]:
-    """Arms side by side: of each case, how many rounds were stale, and how many say anything at all."""
+    """A line for each arm: the cases in which it is stale; of the first, the page and how to see it again."""
     if not comparison.stale:
         return []
-    lines = ["Stale mappings: rounds after which the guest still read a page", "that had been taken away", "-" * WIDTH]
-    heads = ("stale", "covered", "blocked", "passed", "rounds")
-    lines.append(f"  {'':28}" + "".join(f"{head:>8}" for head in heads))
-    for label in dict.fromkeys(item.label for item in comparison.stale):
-        lines.append(f"  {label}")
-        lines += [_stale_row(item) for item in comparison.stale if item.label == label]
+    lines = ["Stale mappings, of covered rounds", "-" * WIDTH]
+    for arm, said in zip(comparison.arms, arm_lines(comparison), strict=True):
+        first = next((item for item in comparison.stale if item.arm == arm.name and item.status == "failed"), None)
+        mark = f"{arm.name}: " if first is None else f"{arm.name} STALE: "
+        lines += _wrap(mark + said.removeprefix(f"{arm.name}: "), "  ", "    ")
+        if first is not None:
+            lines += _wrap(f"first: {first.label}, {first.first}", "    ", "      ")
+            lines += _command(first.rerun, "    again: ")
+    missed = sum(item.status == "not covered" for item in comparison.stale)
+    if missed:
+        lines += _wrap(f"NOT COVERED: {missed} of {len(comparison.stale)} cases of all arms", "  ", "    ")
     return lines + [line for note in comparison.stale_notes for line in _wrap(note, "  ", "    ")]
-
-
-def _stale_row(item: StaleCount) -> str:
-    name = f"    {item.arm} " + {"failed": "STALE", "held": "", "not covered": "NOT COVERED"}[item.status]
-    values = (item.stale, item.covered, item.blocked, item.passed, item.rounds)
-    return f"{name:30}" + "".join(f"{value:>8}" for value in values)
 
 
 def _checks(comparison: Comparison) -> list[str]:
     if not comparison.checks:
         return []
     lines = ["Checks", "-" * WIDTH]
+    told = {item.label for item in comparison.stale}
     for name in dict.fromkeys(item.name for item in comparison.checks):
         ours = [item for item in comparison.checks if item.name == name]
         held = sum(item.status == "held" for item in ours)
-        lines.append(f"  {name}: held in {held} of {len(ours)}")
+        failed = sum(item.status == "failed" for item in ours)
+        lines.append(f"  {name}: held in {held} of {len(ours)}{f', FAILED in {failed}' if failed else ''}")
+        alike: dict[tuple[str, str], list[CheckResult]] = {}
         for item in ours:
-            if item.status != "held":
-                where = ", ".join(part for part in (item.cell, item.arm) if part)
-                lines += _wrap(f"{item.status.upper()} {where}: {item.why}", "    ", "      ")
+            if item.status != "held" and item.cell not in told:
+                alike.setdefault((item.status, item.arm), []).append(item)
+        for first, *others in alike.values():
+            place = ", ".join(part for part in (first.cell, first.arm) if part)
+            more = f" (and {len(others)} more)" if others else ""
+            lines += _wrap(f"{first.status.upper()} {place}: {first.why}{more}", "    ", "      ")
     return lines
 
 
 def _failures(failures: Sequence[FailedTrial]) -> list[str]:
-    if not failures:
-        return []
-    lines = ["Trials that did not end well", "-" * WIDTH]
     alike: dict[tuple[str, ...], list[FailedTrial]] = {}
     for item in failures:
-        alike.setdefault((item.cell, item.arm, item.outcome, item.reason), []).append(item)
+        # One that found a stale mapping did its work; it is told of there.
+        if item.outcome != "stale":
+            alike.setdefault((item.cell, item.arm, item.outcome, item.reason), []).append(item)
+    lines = ["Trials that did not end well", "-" * WIDTH] if alike else []
     for item, *others in alike.values():
         more = f" (and so in trials {', '.join(other.trial for other in others)})" if others else ""
         lines += _wrap(f"{item.trial} {item.cell}, {item.arm}: {item.outcome}: {item.reason}{more}", "  ", "    ")

@@ -182,7 +182,7 @@ def test_a_plot_for_each_metric_shows_the_change_in_its_title(past: Past, tmp_pa
     (plot,) = plots.draw(made_up(past, [5_000.0, None, 5_500.0, 5_500.0]), tmp_path)
     assert plot.title == "p50: +10.0 % for base in cell0 since 2026-09-03"
     assert plot.svg.read_text().startswith("<?xml") and plot.png.read_bytes()[1:4] == b"PNG"
-    assert len(plot.boxes) == 1
+    assert len(plot.panels) == 1
 
 
 def test_a_metric_without_any_value_has_no_plot(past: Past, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from orchestrator.report.write import write_all
 from orchestrator.results import Outcome, Provenance
 
 PROVENANCE = Provenance("orch run configs/quickstart.yaml --results results", (("QEMU", "7.2.22"), ("seeds", "1")))
-# Markup, an escape to the terminal, a right-to-left override, a null, a line break, mathtext, XML's own end mark.
-HOSTILE = "<script>alert('x')</script>\x1b[31m\u202egnp.exe\x00$\\frac$\r\n]]>&--><b>"
+# Markup, an attribute, an escape to the terminal, a right-to-left override, a null, a line break, mathtext, XML's own
+# end mark.
+HOSTILE = "<script>alert('x')</script>\" onclick=\"x\x1b[31m\u202egnp.exe\x00$\\frac$\r\n]]>&--><b>"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def hostile(written: Written) -> Comparison:
         comparisons=tuple(map(named, found.comparisons)),
         verdicts=tuple(replace(named(item), summary=HOSTILE) for item in found.verdicts),
         checks=tuple(replace(named(item), name=item.name, status="failed", why=HOSTILE) for item in found.checks),
+        trials=tuple(replace(named(item), outcome=HOSTILE, rerun=HOSTILE) for item in found.trials),
         failures=tuple(
             replace(named(item), reason=HOSTILE, trace=(HOSTILE,), console_tail=(HOSTILE,), rerun=HOSTILE)
             for item in found.failures
@@ -178,6 +180,7 @@ def test_text_fits_a_mail_and_says_what_happened(written: Written) -> None:
     lines = (written.folder / "report.txt").read_text(encoding="ascii").splitlines()
     assert max(map(len, lines)) <= 72
     whole = " ".join(" ".join(lines).split())
+    assert "1 of 6 trials did not end well; the figures are of the others." in whole
     assert "v1: improved 1 cell (retries -99.9%, p99.9 -33.3%)" in whole
     assert "overlap, v1: panic: Kernel panic - not syncing: Fatal exception" in whole
     assert "RIP: 0010:direct_page_fault" in whole
@@ -269,6 +272,7 @@ def test_html_escapes_everything_from_outside(hostile: Comparison, written: Writ
     page = html.render(hostile, drawn, Provenance(HOSTILE, ((HOSTILE, HOSTILE),)))
     tags = parsed(page)
     assert not {"script", "b"} & set(tags.tags)
+    assert not [name for name, _ in tags.attributes if name.startswith("on")]
     assert sum("<script>alert('x')</script>" in piece for piece in tags.text) >= 10
     for char in "\x1b\x00\u202e\r":
         assert char not in page
@@ -335,7 +339,12 @@ def test_plots_name_units_arms_and_cells(written: Written) -> None:
 def test_plots_of_seven_cells_and_of_none(tmp_path: Path) -> None:
     found = simulate.run(replace(simulate.showcase(), faults=500), tmp_path / "trials")
     drawn = plots.draw_all(found.comparison, found.curves, tmp_path / "seven")
-    assert {plot.name: len(plot.boxes) for plot in drawn} == {"retries": 1, "tail": 7, "timeline": 14, "percentiles": 7}
+    assert {plot.name: len(plot.panels) for plot in drawn} == {
+        "retries": 7,
+        "tail": 7,
+        "timeline": 14,
+        "percentiles": 7,
+    }
     hang = Effect(outcome=Outcome.HANG)
     nothing = simulate.run(
         Plant(SEVEN_CELLS[:1], effects={("quiet", "base"): hang, ("quiet", "v1"): hang}), tmp_path / "t"
@@ -348,10 +357,10 @@ def test_plots_and_page_of_many_arms_in_one_cell(tmp_path: Path) -> None:
     arms = tuple(f"arm{number}-of-a-longer-name" for number in range(9))
     made = simulate.run(simulate.Plant(cells=(simulate.cell("quiet"),), arms=arms, faults=200), tmp_path / "trials")
     drawn = {plot.name: plot for plot in plots.draw_all(made.comparison, made.curves, tmp_path / "plots")}
-    assert len(drawn["timeline"].boxes) == len(arms)
-    assert all(left >= 0 and left + width < 7.8 * 72 for left, _, width, _ in drawn["timeline"].boxes)
-    tops = [top for _, top, _, _ in drawn["timeline"].boxes]
-    assert len(set(tops)) == 3 and min(tops) >= drawn["timeline"].key[1] + drawn["timeline"].key[3]
+    boxes = [panel.box for panel in drawn["timeline"].panels]
+    assert [panel.arm for panel in drawn["timeline"].panels] == list(arms)
+    assert all(left >= 0 and left + width < 7.8 * 72 for left, _, width, _ in boxes)
+    assert len({top for _, top, _, _ in boxes}) == 3
     assert all(arm in html.render(made.comparison, tuple(drawn.values()), PROVENANCE) for arm in arms)
 
 
