@@ -11,7 +11,7 @@ help:
 	@echo 'make setup   install what is missing: Debian packages, .venv with this project'
 	@echo 'make run     setup, then the default experiment: from the mail to the verdict'
 	@echo '             (CONFIG=configs/quickstart.yaml RESULTS=results)'
-	@echo 'make test    setup, then every test, the ones with kernels and QEMU included'
+	@echo 'make test    setup (with a browser), then every test, the ones with kernels and QEMU included'
 	@echo 'make check   style, types, and the guest programs compiled with all warnings as errors'
 	@echo 'make bench   setup, then how long each stage takes on this machine, and 100 million faults (4 GB of disk, minutes)'
 	@echo 'make clean   remove what make check and make test leave behind (results and caches stay)'
@@ -22,7 +22,8 @@ setup:
 run: setup
 	@$(ORCH) run $(CONFIG) --results $(RESULTS)
 
-test: setup
+test:
+	@scripts/setup test
 	@$(PYTHON) -m pytest
 
 check: setup

@@ -50,9 +50,9 @@ def stand_in(checkout: Path, name: str, body: str) -> None:
     path.chmod(0o755)
 
 
-def setup(checkout: Path) -> subprocess.CompletedProcess[str]:
+def setup(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": str(checkout / "bin"), "CALLS": str(checkout / "calls")}
-    argv = [os.fspath(checkout / "scripts/setup")]
+    argv = [os.fspath(checkout / "scripts/setup"), *words]
     return subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
@@ -66,6 +66,21 @@ def test_root_installs_only_what_is_missing_and_says_so(checkout: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "setup: installing Debian packages: cpio\n" in done.stdout
     assert calls(checkout) == ["apt-get update -q", "apt-get install -y -q --no-install-recommends cpio", "pip"]
+
+
+def test_only_the_tests_get_a_browser(checkout: Path) -> None:
+    stand_in(
+        checkout, "dpkg-query", 'for word; do last=$word; done; [ "${last#chromium}" != "$last" ] || printf installed'
+    )
+    assert setup(checkout).returncode == 0 and calls(checkout) == ["pip"]
+    done = setup(checkout, "test")
+    assert done.returncode == 0 and "setup: installing Debian packages: chromium chromium-driver\n" in done.stdout
+    assert calls(checkout)[-1] == "apt-get install -y -q --no-install-recommends chromium chromium-driver"
+
+
+def test_an_unknown_word_is_refused(checkout: Path) -> None:
+    done = setup(checkout, "tests")
+    assert done.returncode == 1 and "tests is not known" in done.stderr and calls(checkout) == []
 
 
 def test_a_second_run_has_nothing_to_do_until_the_project_changes(checkout: Path) -> None:
