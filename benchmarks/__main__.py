@@ -15,11 +15,12 @@ def main() -> None:
     parser.add_argument("what", nargs="*", choices=["stages", "scale"], help="default: both")
     parser.add_argument("--faults", type=int, default=FAULTS, help=f"in the large recording (default: {FAULTS:,})")
     parser.add_argument("--folder", type=Path, help="where the large recording is made and removed (default: $TMPDIR)")
+    parser.add_argument("--write", type=Path, help="a file between whose marks the large recording's table is put, too")
     asked = parser.parse_args()
     if not asked.what or "stages" in asked.what:
         stages.main()
     if not asked.what or "scale" in asked.what:
-        scale.main(asked.faults, asked.folder)
+        scale.main(asked.faults, asked.folder, asked.write)
 
 
 if __name__ == "__main__":

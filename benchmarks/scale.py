@@ -24,6 +24,7 @@ from benchmarks.contenders import BLOCK, HDR_DIGITS, HDR_STEP, QUANTILES, Measur
 ROOT = Path(__file__).parents[1]
 # On top of the recording: samples.parquet, which is somewhat smaller, and something to spare.
 ROOM = 2.5
+BEGIN, END = "<!-- begin: python -m benchmarks scale -->", "<!-- end -->"
 # pandas holds the file, the latencies and their sorted copy.
 PANDAS_BYTES_A_FAULT = 56
 
@@ -59,8 +60,11 @@ CONTENDERS = (
 )
 
 
-def main(faults: int, folder: Path | None) -> None:
-    """Print the table for a recording of ``faults`` faults, made in ``folder`` (default: the system's temporary)."""
+def main(faults: int, folder: Path | None, write: Path | None = None) -> None:
+    """Print the table for a recording of ``faults`` faults, made in ``folder`` (default: the system's temporary).
+
+    With ``write``, put it between the marks of that file as well.
+    """
     if find_spec("hdrh") is None:
         sys.exit(
             "HdrHistogram's Python package is not installed; `make bench` does that, or: pip install -e '.[bench]'"
@@ -82,8 +86,18 @@ def main(faults: int, folder: Path | None) -> None:
             else:
                 print(f"running: {contender.label}", flush=True)
                 rows.append(compete(contender, path))
-    print()
-    print("\n".join([*about(), "", *table(rows), "", *notes(rows)]))
+    text = "\n".join([*table(rows), "", *about(), "", *notes(rows)])
+    print(f"\n{text}")
+    if write is not None:
+        put(write, text)
+
+
+def put(path: Path, text: str) -> None:
+    before, mark, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        sys.exit(f"{path} has no place for the table: {BEGIN} and {END}, each on a line of its own")
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def memory_lacking(contender: Contender, faults: int) -> str:
@@ -172,7 +186,7 @@ def table(rows: list[Row]) -> list[str]:
     widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
     justify = [str.ljust, str.ljust, *[str.rjust] * (len(heads) - 2)]
     lines = [
-        "| " + " | ".join(put(cell, width) for put, cell, width in zip(justify, line, widths, strict=True)) + " |"
+        "| " + " | ".join(pad(cell, width) for pad, cell, width in zip(justify, line, widths, strict=True)) + " |"
         for line in cells
     ]
     rule = "| " + " | ".join(("-" * (w - 1) + ":" if i > 1 else "-" * w) for i, w in enumerate(widths)) + " |"

@@ -102,3 +102,15 @@ def test_too_small_a_disk_and_memory_are_named(tmp_path: Path) -> None:
     pandas = next(item for item in scale.CONTENDERS if item.name == "pandas")
     assert scale.memory_lacking(pandas, 10**12).startswith("needs 53405761 MiB of memory, ")
     assert scale.memory_lacking(pandas, 1000) == ""
+
+
+def test_the_table_is_put_between_the_marks_of_a_file_and_nowhere_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{scale.BEGIN}\nold\n{scale.END}\nafter\n")
+    scale.put(page, "| new |")
+    assert page.read_text() == f"before\n{scale.BEGIN}\n| new |\n{scale.END}\nafter\n"
+    page.write_text("no marks\n")
+    with pytest.raises(SystemExit, match="has no place for the table"):
+        scale.put(page, "| new |")
+    assert page.read_text() == "no marks\n"
+    (Path(__file__).parents[2] / "docs" / "scale.md").read_text().index(scale.BEGIN)
