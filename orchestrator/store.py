@@ -218,6 +218,15 @@ def load_json(path: Path, cls: type[T]) -> T:
     return loaded
 
 
+def make_folder(path: Path) -> Path:
+    """A folder and those above it, as far as they are missing; :class:`StoreError` if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {path}: {error.strerror}") from error
+    return path
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: after a crash it holds the old bytes or the new ones, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_unique)}.tmp")

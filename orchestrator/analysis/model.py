@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -431,14 +431,25 @@ class Analysis:
 Saved = TypeVar("Saved", Comparison, Curves)
 
 
+# Building one takes longer than using it, and a history reads a comparison of every night.
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
 def to_json(value: Comparison | Curves) -> bytes:
     """The JSON form of a comparison or of curves; :func:`from_json` gives back an equal value."""
-    return TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n"
+    return _adapter(type(value)).dump_json(value, indent=1) + b"\n"
 
 
 def from_json(kind: type[Saved], path: Path) -> Saved:
     """Read what :func:`to_json` made; raises :class:`StoreError` if the file is missing or of another schema."""
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        loaded: Saved = _adapter(kind).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise StoreError(f"cannot read {path}: {error}", hint="orch run CONFIG (makes it again)") from error
+    return loaded

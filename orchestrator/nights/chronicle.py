@@ -16,7 +16,7 @@ from orchestrator.nights import plots
 from orchestrator.nights.history import FALSE_ALARMS, History, Series
 from orchestrator.nights.words import change_text, date_of, unit, value_text
 from orchestrator.report.plots import Plot
-from orchestrator.store import write_atomic
+from orchestrator.store import make_folder, write_atomic
 
 WIDTH = 100
 
@@ -36,7 +36,7 @@ class Written:
 
 def write(history: History, folder: Path) -> Written:
     """history.txt, history.csv and the plots, into ``folder`` (made if need be)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     text, values = folder / "history.txt", folder / "history.csv"
     write_atomic(text, render(history).encode())
     write_atomic(values, render_csv(history).encode())
@@ -51,7 +51,7 @@ def render(history: History) -> str:
         f"{history.name}, {history.runs[-1].manifest.accel}: {count} run{'s' if count > 1 else ''}, {first} to {last}"
     ]
     lines += ["", *_changes(history), "", *_basis(history)]
-    for metric in history.metrics:
+    for metric in history.metrics if history.cells else ():
         lines += ["", f"{LABELS[metric]}, {unit(metric)}", *_table(history, metric)]
     lines += ["", *_runs(history)]
     return "\n".join(part for line in lines for part in _wrap(printable(line))) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Literal
 from orchestrator.analysis import changepoints
 from orchestrator.analysis.compare import RETRIES_MARGIN
 from orchestrator.analysis.model import METRICS, Metric
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, printable
+from orchestrator.experiment.types import NAME, NAME_WORDS
 from orchestrator.nights.catalogue import LeftOut, Run, find
 from orchestrator.nights.sameness import examine, same_seeds
 
@@ -83,6 +85,8 @@ def collect(results: Path, name: str, metrics: Sequence[Metric] = METRICS) -> Hi
 
     Raises :class:`UserError` if there is no such experiment, or no run of it that can be used.
     """
+    if not re.fullmatch(NAME, name):  # It becomes a folder's name.
+        raise UserError(f"{printable(name)!r} is no name of an experiment: {NAME_WORDS}", hint="orch history NAME")
     found = find(results, name)
     left_out = list(found.left_out)
     runs: list[Run] = []

@@ -25,7 +25,7 @@ from orchestrator.nights.catalogue import Run
 from orchestrator.nights.compare import Versus, versus
 from orchestrator.nights.sameness import examine
 from orchestrator.progress import Reporter
-from orchestrator.store import load_json, take_lock, to_json, write_atomic
+from orchestrator.store import load_json, make_folder, take_lock, to_json, write_atomic
 
 NIGHTS = "nights"
 LOCK = ".lock"
@@ -82,8 +82,7 @@ def run_night(
     An experiment whose last run was interrupted goes on with it. Raises :class:`StoreError` if another night is
     running in this folder.
     """
-    folder = nights_folder(results)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(nights_folder(results))
     began = datetime.now(UTC)
     night = Night(began.isoformat(timespec="seconds"), "", ())
     with contextlib.closing(take_lock(folder / LOCK)):

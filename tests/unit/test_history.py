@@ -14,7 +14,7 @@ import pytest
 from nightruns import Past
 
 from orchestrator.analysis.model import METRICS, CellSummary, Comparison, Metric
-from orchestrator.errors import UserError
+from orchestrator.errors import StoreError, UserError
 from orchestrator.manifest import Manifest
 from orchestrator.nights import chronicle, plots
 from orchestrator.nights.history import Change, History, Series, collect
@@ -117,6 +117,26 @@ def test_an_experiment_that_is_not_there_names_those_that_are(past: Past) -> Non
         collect(past.results, "quick")
     with pytest.raises(UserError, match="it has no runs at all"):
         collect(past.results / "nowhere", "quick")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "", "A"])
+def test_what_is_no_name_never_becomes_a_path(past: Past, name: str) -> None:
+    with pytest.raises(UserError, match="is no name of an experiment"):
+        collect(past.results, name)
+
+
+def test_an_experiment_that_measures_nothing_has_runs_and_no_tables(past: Past, tmp_path: Path) -> None:
+    past.night(0, experiment=lambda item: replace(item, cells=()), comparison=lambda item: replace(item, cells=()))
+    written = chronicle.write(collect(past.results, "simulated"), tmp_path / "out")
+    assert written.drawn == () and "p50" not in written.text.read_text()
+    assert "   1  2026-09-01  simulated-20260901-010000" in written.text.read_text()
+
+
+def test_a_folder_that_cannot_be_made_is_named(past: Past, tmp_path: Path) -> None:
+    past.night(0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot make the folder .*/file/x"):
+        chronicle.write(collect(past.results, "simulated"), tmp_path / "file/x")
 
 
 def test_an_experiment_without_a_usable_run_says_why_of_each(past: Past) -> None:
