@@ -5,13 +5,14 @@ ORCH := .venv/bin/orch
 CONFIG ?= configs/quickstart.yaml
 RESULTS ?= results
 
-.PHONY: help setup run check test bench clean
+.PHONY: help setup run check test test-lab bench clean
 
 help:
 	@echo 'make setup   install what is missing: Debian packages, .venv with this project'
 	@echo 'make run     setup, then the default experiment: from the mail to the verdict'
 	@echo '             (CONFIG=configs/quickstart.yaml RESULTS=results)'
 	@echo 'make test    setup (with a browser), then every test, the ones with kernels and QEMU included'
+	@echo 'make test-lab  the same for the tests with lab hosts in QEMU, also the ones too dear for make test'
 	@echo 'make check   style, types, and the guest programs compiled with all warnings as errors'
 	@echo 'make bench   setup, then how long each stage takes on this machine, and 100 million faults (4 GB of disk, minutes)'
 	@echo 'make clean   remove what make check and make test leave behind (results and caches stay)'
@@ -25,6 +26,10 @@ run: setup
 test:
 	@scripts/setup test
 	@$(PYTHON) -m pytest
+
+test-lab:
+	@scripts/setup test
+	@$(PYTHON) -m pytest tests/integration -m lab
 
 check: setup
 	@$(PYTHON) -m ruff check .

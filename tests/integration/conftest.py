@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from labhosts import FRAGMENT, LabVm, lab_hosts
+from labroot import lab_image
 from orchcli import Run, run
 from realkernel import ARMS, FRAGMENTS, PLANTED, ROOT
 
@@ -24,6 +28,24 @@ def kernels(kernel_tree: KernelTree) -> dict[str, BuiltKernel]:
     arms = [Arm(name, patches) for name, patches in ARMS.items()]
     built = build_arms(kernel_tree, FRAGMENTS, arms, cache_dir(), lambda step: None)
     return {kernel.arm: kernel for kernel in built}
+
+
+@pytest.fixture(scope="session")
+def lab_kernels(kernel_tree: KernelTree, kernels: dict[str, BuiltKernel]) -> dict[str, BuiltKernel]:
+    """``base`` and ``v1`` for lab hosts, after ``kernels``, with which they share most objects."""
+    arms = [Arm(name, ARMS[name]) for name in ("base", "v1")]
+    built = build_arms(kernel_tree, FRAGMENTS, arms, cache_dir(), lambda step: None, extra=[FRAGMENT])
+    return {kernel.arm: kernel for kernel in built}
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LabVm, ...]]:
+    """Two lab hosts, switched on until the last test has ended."""
+    image = lab_image(cache_dir(), print)
+    with lab_hosts(image, tmp_path_factory.mktemp("lab"), ("lab1", "lab2")) as hosts:
+        for host in hosts:
+            host.await_ssh(image.release)
+        yield hosts
 
 
 @pytest.fixture(scope="session")
