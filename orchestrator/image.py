@@ -22,6 +22,7 @@ SOURCE_SUFFIXES = (".c", ".h", ".S")
 PROGRAMS = ("fault_vmm", "stale_check")  # what a trial may run
 TEST_RUNNER = "ktest_runner"  # and what runs programs that are not ours
 TRACER = "tracer"  # and what runs a program with the host kernel's tracing on
+LAB_AGENT = "lab_agent"  # on the machines of a lab, never in an initramfs
 BUILD_DEADLINE_S = 300.0
 PT_INTERP = 3
 LOCK_WAIT_S = 600.0
