@@ -101,18 +101,20 @@ def start(
     log: Path | None = None,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    stdin: bytes | None = None,
+    stdin: bytes | int | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Child:
     """Start ``argv`` and return at once; use the result as a context manager.
 
     With ``log`` both output streams are appended to it; without, they are read from :attr:`Child.stdout`.
-    ``stdin`` is given through an unlinked temporary file, so no writer can block.
+    ``stdin`` is given through an unlinked temporary file, so no writer can block; or it is a file descriptor.
     """
     words = [require("setpriv", "util-linux"), "--pdeathsig", "KILL", "--", *(str(word) for word in argv)]
     with contextlib.ExitStack() as stack:
         source: IO[bytes] | int = subprocess.DEVNULL
-        if stdin is not None:
+        if isinstance(stdin, int):
+            source = stdin
+        elif stdin is not None:
             source = stack.enter_context(tempfile.TemporaryFile())
             source.write(stdin)
             source.seek(0)
