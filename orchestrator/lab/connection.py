@@ -1,0 +1,195 @@
+"""The real :class:`~orchestrator.lab.remote.Transport`: Fabric's connection, Paramiko's channels and SFTP.
+
+Only keys and agents; only hosts whose key stands in the lab's ``known_hosts``; nothing of the user's own SSH
+configuration, so that a lab file means the same for everybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import posixpath
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import fabric
+import paramiko
+
+from orchestrator.lab.remote import CannotWrite, Cut, NoSuchFile, NotTrusted, Reply, command_line
+from orchestrator.lab.types import LabHost
+
+BLOCK = 1 << 18
+KEEPALIVE_S = 10  # Keeps middleboxes from forgetting a connection that only waits.
+UNKNOWN_SIGNAL = 255  # What ssh(1) exits with, too, when a command died of a signal.
+
+_unique = itertools.count()
+
+
+def connect(host: LabHost) -> SshTransport:
+    """Connect once. Raises :class:`Cut`, or :class:`NotTrusted` if no retry would help."""
+    connection = fabric.Connection(
+        host.address,
+        user=host.user,
+        port=host.port,
+        config=fabric.Config(overrides={"load_ssh_configs": False}),
+        connect_kwargs={
+            "key_filename": None if host.key is None else str(host.key),
+            "allow_agent": host.agent,
+            "look_for_keys": False,
+            "timeout": host.deadlines.connect_s,
+            "banner_timeout": host.deadlines.connect_s,
+            "auth_timeout": host.deadlines.connect_s,
+        },
+    )
+    # Fabric's own policy takes any key that it sees for the first time.
+    connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    scan = shlex.join(["ssh-keyscan", "-p", str(host.port), host.address])
+    try:
+        connection.client.load_host_keys(str(host.known_hosts))
+        connection.open()
+        connection.transport.set_keepalive(KEEPALIVE_S)
+    except paramiko.BadHostKeyException as error:
+        raise NotTrusted(
+            f"{host.name} has another key than {host.known_hosts} says: it was installed anew, or is another machine",
+            hint=f"compare with {scan}, and put the right key into {host.known_hosts}",
+        ) from error
+    except paramiko.AuthenticationException as error:
+        used = "any key of the agent" if host.agent else f"the key {host.key}"
+        raise NotTrusted(
+            f"{host.name} does not accept {used} for {host.user}: {error}",
+            hint=f"put the public key into ~{host.user}/.ssh/authorized_keys on {host.address}",
+        ) from error
+    except paramiko.SSHException as error:
+        if "not found in known_hosts" in str(error):
+            raise NotTrusted(
+                f"{host.known_hosts} has no key of {host.name} ({host.address}, port {host.port})",
+                hint=f"{scan} >>{shlex.quote(str(host.known_hosts))}, and compare what it wrote with the machine's",
+            ) from error
+        raise Cut(str(error)) from error
+    except (OSError, EOFError) as error:
+        raise Cut(str(error) or type(error).__name__) from error
+    return SshTransport(connection, host.deadlines.answer_s)
+
+
+class SshTransport:
+    """An open connection; see :class:`~orchestrator.lab.remote.Transport`. One thread at a time may use it."""
+
+    def __init__(self, connection: fabric.Connection, answer_s: float) -> None:
+        self._connection = connection
+        self._answer_s = answer_s
+
+    def run(self, argv: Sequence[str], *, deadline_s: float) -> Reply:
+        """See the protocol."""
+        end = time.monotonic() + deadline_s
+        with self._broken(), contextlib.closing(self._connection.create_session()) as channel:
+            channel.settimeout(deadline_s)
+            channel.exec_command(command_line(argv))
+            channel.shutdown_write()
+            stdout = _drain(channel, channel.recv, end)
+            stderr = _drain(channel, channel.recv_stderr, end)
+            if not channel.status_event.wait(max(0.0, end - time.monotonic())):
+                raise Cut(f"no end of {command_line(argv)} within {deadline_s:g} s")
+            code = channel.recv_exit_status()
+            if code < 0:  # No exit status came: a signal, or the connection's end.
+                if not self._alive():
+                    raise Cut("the connection broke")
+                code = UNKNOWN_SIGNAL
+        return Reply(code, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
+
+    def read(self, path: str) -> bytes:
+        """See the protocol. In pieces until the end: files of /proc and /sys do not know their size."""
+        with self._broken(path), self._sftp().open(path, "rb") as stream:
+            return b"".join(iter(lambda: stream.read(BLOCK), b""))
+
+    def write(self, path: str, data: bytes) -> None:
+        """See the protocol."""
+        temporary = f"{path}.{os.getpid()}-{next(_unique)}.new"
+        with self._broken(path, writing=True):
+            with self._sftp().open(temporary, "wb") as stream:
+                stream.write(data)
+            self._sftp().posix_rename(temporary, path)
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        """See the protocol."""
+        with contextlib.suppress(NoSuchFile), self._broken(folder):
+            return tuple(sorted(self._sftp().listdir(folder)))
+        return ()
+
+    def size(self, path: str) -> int:
+        """See the protocol."""
+        with contextlib.suppress(NoSuchFile), self._broken(path):
+            return self._sftp().stat(path).st_size or 0
+        return -1
+
+    def append(self, path: str, source: Path, start: int) -> None:
+        """See the protocol."""
+        with source.open("rb") as local, self._broken(path, writing=True):
+            local.seek(start)
+            with self._sftp().open(path, "r+b" if start else "wb") as stream:
+                stream.seek(start)
+                stream.set_pipelined(True)  # Else each block costs a round trip; errors come with a later one.
+                while block := local.read(BLOCK):
+                    stream.write(block)
+
+    def fetch(self, path: str, to: Path, start: int) -> None:
+        """See the protocol."""
+        with to.open("r+b" if start else "wb") as local:
+            local.seek(start)
+            with self._broken(path), self._sftp().open(path, "rb") as stream:
+                stream.seek(start)
+                # Ask for all of it at once: else each block costs a round trip.
+                stream.prefetch(max(0, (stream.stat().st_size or 0)), max_concurrent_requests=64)
+                while block := stream.read(BLOCK):
+                    local.write(block)
+
+    def remove(self, path: str) -> None:
+        """See the protocol."""
+        with contextlib.suppress(NoSuchFile), self._broken(path):
+            self._sftp().remove(path)
+
+    def home(self) -> str:
+        """See the protocol: SFTP starts in the home folder."""
+        with self._broken():
+            return posixpath.normpath(self._sftp().normalize("."))
+
+    def close(self) -> None:
+        """See the protocol."""
+        with contextlib.suppress(Exception):  # It may be broken in any way; there is nothing left to lose.
+            self._connection.close()
+
+    def _sftp(self) -> paramiko.SFTPClient:
+        sftp: paramiko.SFTPClient = self._connection.sftp()
+        if channel := sftp.get_channel():
+            channel.settimeout(self._answer_s)
+        return sftp
+
+    def _alive(self) -> bool:
+        transport = self._connection.transport
+        return transport is not None and transport.is_active()
+
+    @contextlib.contextmanager
+    def _broken(self, path: str = "", *, writing: bool = False) -> Iterator[None]:
+        """Paramiko's errors as ours. SFTP's answer "Failure" says nothing more (a full disk is one)."""
+        try:
+            yield
+        except (EOFError, paramiko.SSHException, TimeoutError, ConnectionError) as error:
+            raise Cut(str(error) or type(error).__name__) from error
+        except OSError as error:
+            if not self._alive() or str(error) == "Socket is closed":
+                raise Cut(str(error)) from error
+            if writing:
+                raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
+            raise NoSuchFile(f"{path}: {error.strerror or error}") from error
+
+
+def _drain(channel: paramiko.Channel, receive: Callable[[int], bytes], end: float) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        channel.settimeout(max(0.001, end - time.monotonic()))
+        part = receive(BLOCK)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)

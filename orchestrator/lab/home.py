@@ -1,0 +1,133 @@
+"""The way home: whatever a trial did to a machine, back to its known-good kernel and the settings of before.
+
+By ever stronger means, each with its deadline; what nothing brings back is quarantined.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from orchestrator.lab import boot, journal, seen, tuning
+from orchestrator.lab.machine import POLL_S, Machine, NotRun
+from orchestrator.lab.remote import Cut
+
+
+def go_home(machine: Machine) -> None:
+    """From any state to ``idle``. Raises :class:`~orchestrator.lab.machine.MachineGone`, the machine in quarantine."""
+    machine.save("returning")
+    bring_back(machine)
+    _clean_up(machine)
+
+
+def bring_back(machine: Machine) -> None:
+    """Restart the machine until its known-good kernel runs. Raises as :func:`go_home`."""
+    if _is_home(machine):
+        return
+    tried = []
+    for name, way in _ways(machine):
+        refused = way()
+        if refused:
+            tried.append(f"{name}: {refused}")
+            continue
+        if _await_home(machine):
+            return
+        tried.append(f"{name}: no known-good kernel within {machine.host.deadlines.return_s:.0f} s")
+        machine.say(f"does not come back by {name}")
+    machine.lost(f"does not come back to {machine.journal.known_good} ({'; '.join(tried)})")
+
+
+def _is_home(machine: Machine) -> bool:
+    """Whether the known-good kernel runs, and not because a boot that was asked for has not begun yet."""
+    try:
+        now = machine.link.once(seen.look)
+    except Cut:
+        return False
+    return now.kernel == machine.journal.known_good and now.boot_id != machine.journal.leaving
+
+
+def _await_home(machine: Machine) -> bool:
+    end = machine.clock.monotonic() + machine.host.deadlines.return_s
+    while machine.clock.monotonic() < end:
+        machine.clock.sleep(POLL_S)
+        if _is_home(machine):
+            return True
+    return False
+
+
+def _ways(machine: Machine) -> tuple[tuple[str, Callable[[], str]], ...]:
+    """How to restart the machine, weakest first. Each says why it cannot be had, or nothing."""
+    return (
+        ("its own restart", lambda: _restarts_itself(machine)),
+        ("reboot over SSH", lambda: _reboot(machine)),
+        ("SysRq over SSH", lambda: _sysrq(machine)),
+        ("SysRq over the console", lambda: machine.outside.sysrq("sb")),
+        ("power command", machine.outside.power_cycle),
+    )
+
+
+def _restarts_itself(machine: Machine) -> str:
+    """A kernel that panicked does (panic=-1); and without a console, one that is silent may have panicked."""
+    try:
+        machine.link.once(seen.boot_id)
+    except Cut:
+        return "" if machine.outside.panicked() or not machine.host.console else "it is silent, and shows no panic"
+    return "it answers"
+
+
+def _reboot(machine: Machine) -> str:
+    try:
+        # What a reboot does not reset (a turbo bit in an MSR, after kexec) is put back by the kernel that set it.
+        with contextlib.suppress(NotRun):
+            _stop_program(machine)
+            _put_back(machine)
+        boot.reboot(machine.link)
+    except (Cut, boot.Refused) as error:
+        return str(error)
+    return ""
+
+
+def _sysrq(machine: Machine) -> str:
+    """Sync, then restart without asking anybody (Documentation/admin-guide/sysrq.rst)."""
+    if not machine.agent:
+        return "the agent was not copied yet"
+    for key in "sb":
+        argv = (*machine.link.root, machine.agent, "set", "/proc/sysrq-trigger", key)
+        try:
+            reply = machine.link.once(lambda transport: transport.run(argv, deadline_s=machine.answer_s))  # noqa: B023
+        except Cut as error:
+            return "" if key == "b" else str(error)
+        if reply.returncode not in (0, 255):
+            return reply.said
+    machine.link.drop()
+    return ""
+
+
+def _clean_up(machine: Machine) -> None:
+    """The known-good kernel runs: take back what was set and loaded, and end what may still run."""
+    try:
+        _stop_program(machine)
+        _put_back(machine)
+        if machine.host.boot != "none":
+            boot.unload(machine.link)
+        now = machine.link.insist(seen.boot_id, machine.answer_s)
+        machine.save("idle", test=None, trial="", before=(), boot_id=now, leaving="")
+    except (Cut, NotRun) as error:
+        machine.lost(f"cannot be put back as it was: {error}")
+    journal.settle(machine.host)
+
+
+def _stop_program(machine: Machine) -> None:
+    folder = machine.journal.trial
+    if folder:
+        machine.expect((machine.agent, "stop", folder), root=True)
+        machine.expect(("rm", "-rf", "--", folder), root=True)
+
+
+def _put_back(machine: Machine) -> None:
+    before = tuple(setting for setting in machine.journal.before if tuning.is_known(setting))
+    now = machine.link.insist(tuning.read_settings, machine.answer_s)
+    for setting in tuning.undo(now, before):
+        refused = tuning.apply(machine.link, machine.agent, setting)
+        if refused:
+            raise NotRun(refused)

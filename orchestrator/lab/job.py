@@ -1,0 +1,103 @@
+"""One program on a machine: started so that it outlives the connection, watched, and what it left fetched."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.lab import seen
+from orchestrator.lab.machine import Crashed, Hung, Machine, NotRun
+from orchestrator.lab.remote import Cut, NoSuchFile, Transport
+
+EXIT_STARTED = 3  # guests/lab_agent/run.c: it was started before
+FIRST_POLL_S, LAST_POLL_S = 0.5, 5.0  # Rare, since each disturbs the measurement a little.
+KEEPER, DONE = "keeper", "done"
+
+_unique = itertools.count()
+
+
+@dataclass(frozen=True)
+class Started:
+    """A program in its folder on the host (absolute)."""
+
+    folder: str
+    boot_id: str
+
+
+def start(machine: Machine, words: Sequence[str], deadline_s: float, whole_log: bool) -> Started:
+    """Start ``words`` (a program's path on the host and its arguments) in a new folder there.
+
+    ``whole_log``: keep what the kernel has logged since it booted, not only from now on. Raises :class:`NotRun`,
+    :class:`Cut`.
+    """
+    folder = f"{machine.folder}/trials/{machine.lease.token}-{next(_unique)}"
+    machine.save("testing", trial=folder)
+    machine.expect(("mkdir", "--parents", "--", folder))
+    options = ["--dir", folder, "--deadline", f"{deadline_s:g}", "--log", "whole" if whole_log else "new"]
+    options += ["--cpus", ",".join(map(str, machine.host.cpus))] if machine.host.cpus else []
+    reply = machine.link.run((machine.agent, "run", *options, "--", *words), root=True)
+    if reply.returncode not in (0, EXIT_STARTED):
+        raise NotRun(f"the program cannot be started: {reply.said}")
+    return Started(folder, machine.journal.boot_id)
+
+
+def wait(machine: Machine, job: Started, deadline_s: float) -> None:
+    """Return when the program has ended, however it ended.
+
+    A connection that breaks is made again: the program does not notice. Raises :class:`Hung` at the deadline,
+    :class:`Crashed` if the machine panics or restarts meanwhile, or the program's keeper is gone.
+    """
+    end = machine.clock.monotonic() + deadline_s
+    poll_s = FIRST_POLL_S
+    cut = ""
+    while machine.clock.monotonic() < end:
+        try:
+            ended = machine.link.once(lambda transport: _ended(transport, job))
+            if cut:
+                machine.say("connected again; the trial went on meanwhile")
+            if ended:
+                return
+            cut = ""
+        except Cut as error:
+            if not cut:
+                machine.say(f"the connection broke in the middle of a trial ({error}), connecting again")
+            cut = str(error) or "the connection broke"
+            if machine.outside.panicked():
+                raise Crashed("the kernel panicked") from error
+        machine.clock.sleep(min(poll_s, max(0.0, end - machine.clock.monotonic())))
+        poll_s = min(2 * poll_s, LAST_POLL_S)
+    where = f"; the machine does not answer: {cut}" if cut else ""
+    raise Hung(f"no end within {deadline_s:.0f} s{where}")
+
+
+def fetch(machine: Machine, job: Started, names: Sequence[str], folder: Path) -> None:
+    """Copy what the program left, of ``names``, to ``folder``; what it did not leave is not there.
+
+    Raises :class:`Cut`.
+    """
+    for name in names:
+        path = f"{job.folder}/{name}"
+        if machine.link.insist(lambda transport, path=path: transport.size(path), machine.answer_s) >= 0:  # type: ignore[misc]
+            machine.link.get(path, folder / name)
+
+
+def _ended(transport: Transport, job: Started) -> bool:
+    if seen.boot_id(transport) != job.boot_id:
+        raise Crashed("the machine restarted in the middle of the trial")
+    if transport.size(f"{job.folder}/{DONE}") >= 0:
+        return True
+    if not _keeper_lives(transport, job) and transport.size(f"{job.folder}/{DONE}") < 0:
+        raise Crashed("the process that watches the program is gone")
+    return False
+
+
+def _keeper_lives(transport: Transport, job: Started) -> bool:
+    """By PID and start time, as guests/lab_agent/run.c wrote them."""
+    try:
+        pid, start, *_ = transport.read(f"{job.folder}/{KEEPER}").decode().split()
+        fields = transport.read(f"/proc/{int(pid)}/stat").decode("utf-8", "replace").rpartition(")")[2].split()
+    except (NoSuchFile, ValueError):
+        return False
+    return len(fields) > 19 and fields[19] == start
