@@ -100,6 +100,19 @@ def test_without_root_and_sudo_the_line_to_type_is_printed(checkout: Path) -> No
     assert "\n    apt-get update && apt-get install --no-install-recommends cpio\n" in done.stderr
 
 
+def test_what_only_the_tests_need_is_installed_for_them_and_opens_no_port(checkout: Path) -> None:
+    stand_in(checkout, "dpkg-query", 'for word; do last=$word; done; [ "$last" = openssh-server ] || printf installed')
+    stand_in(checkout, "systemctl", 'echo "systemctl $*" >>"$CALLS"')
+    assert setup(checkout).returncode == 0 and calls(checkout) == ["pip"]
+    done = setup(checkout, "test")
+    assert done.returncode == 0 and "the service ssh stays off" in done.stdout
+    assert calls(checkout)[1:] == [
+        "systemctl mask ssh.service ssh.socket",
+        "apt-get update -q",
+        "apt-get install -y -q --no-install-recommends openssh-server",
+    ]
+
+
 def test_sudo_is_used_where_it_asks_no_password(checkout: Path) -> None:
     stand_in(checkout, "id", "echo 1000")
     stand_in(checkout, "sudo", '[ "$1" = -n ] && exit 0; echo sudo >>"$CALLS"; exec "$@"')
