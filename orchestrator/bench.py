@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,9 +13,9 @@ from orchestrator import stale, trial
 from orchestrator.experiment import SelftestCell, TargetSpec
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests
-from orchestrator.plan import Trial
+from orchestrator.plan import Plan, Trial
 from orchestrator.results import TrialResult
-from orchestrator.target.target import Target
+from orchestrator.target.target import Pool, Target
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,23 @@ class Bench:
         if isinstance(item.cell, SelftestCell):
             needed += self.tests
         return all(built.build == "ok" for built in needed if built.arm == item.arm)
+
+    def hold(self, trials: Sequence[Trial]) -> AbstractContextManager[None]:
+        """What the trials of one block share while they run: in a lab, their machine."""
+        if isinstance(self.target, Pool) and not isinstance(trials[0].cell, SelftestCell):
+            return self.target.block(trials[0].block)
+        return contextlib.nullcontext()
+
+    def resume(self, plan: Plan, done: Sequence[TrialResult]) -> Sequence[TrialResult]:
+        """Which results of an earlier part of a run stand: in a lab, not those of a block that lost its machine."""
+        if not isinstance(self.target, Pool):
+            return done
+        return self.target.resume(plan, done, [item.id for item in plan.trials if not self.runs(item)])
+
+    def close(self) -> None:
+        """Give back what :meth:`hold` took for longer than a block: a lab's machines are leased until here."""
+        if isinstance(self.target, Pool):
+            self.target.close()
 
     def run(self, item: Trial, folder: Path, rerun: str, only: stale.Round | None = None) -> TrialResult:
         """Run a trial in ``folder``; see :func:`orchestrator.trial.run_trial`."""

@@ -144,7 +144,7 @@ def check_command(patches: Sequence[str], tree: Path) -> int:
 @config_argument
 def build_command(config: Path) -> int:
     """Build the kernels of CONFIG's arms, or say where they are if they were built before."""
-    chosen = experiment.load(config)
+    chosen = run.load(config)
     folder = cache.cache_dir() / "recovered" / chosen.name
     kernels = run.build_kernels(chosen, folder, Reporter())
     for kernel in kernels:
@@ -161,8 +161,8 @@ def boot_command(config: Path, arm_name: str) -> int:
     if arm_name not in [arm.name for arm in chosen.arms]:
         names = ", ".join(arm.name for arm in chosen.arms)
         raise UserError(f"{config} has no arm {arm_name!r}: it has {names}", hint=f"orch boot {config} --arm {names}")
-    if chosen.target.kind == "local":
-        raise UserError("target: local boots nothing", hint="use a config with target.kind: qemu")
+    if chosen.target.kind != "qemu":
+        raise UserError(f"target: {chosen.target.kind} boots nothing here", hint="use a config with target.kind: qemu")
     reporter = Reporter()
     setting = run.settle(chosen, reporter)
     kernels = run.build_kernels(chosen, cache.cache_dir() / "recovered" / chosen.name, reporter)

@@ -6,26 +6,38 @@ import contextlib
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
+from orchestrator.lab.machine import MachineGone
 from orchestrator.plan import Plan, Trial
-from orchestrator.results import TrialResult
+from orchestrator.results import Outcome, TrialResult
 
 POLL_S = 0.2
+# A block that took two machines down is not tried on a third one: that is the kernel's doing, not bad luck.
+MAX_MACHINES = 2
 
 RunOne = Callable[[Trial], TrialResult]
 OnResult = Callable[[TrialResult], None]
+Hold = Callable[[Sequence[Trial]], AbstractContextManager[object]]
 
 
-def choose_jobs(experiment: Experiment, accel: str, wanted: int | None) -> int:
+def choose_jobs(experiment: Experiment, accel: str, wanted: int | None, machines: int = 0) -> int:
     """How many trials run at once.
 
-    Under icount time is counted in instructions, so as many as there are CPUs. Otherwise real CPUs are what is timed:
-    one, unless asked for more, and never more than the CPUs carry. Raises :class:`UserError`.
+    Under icount time is counted in instructions, so as many as there are CPUs; in a lab, one on each of its
+    ``machines``. Otherwise real CPUs are what is timed: one, unless asked for more, and never more than the CPUs carry.
+    Raises :class:`UserError`.
     """
+    if machines:
+        if wanted is not None and wanted > machines:
+            raise UserError(f"--jobs {wanted}, and {machines} machines to run them on", hint="leave out --jobs")
+        return wanted or machines
     cpus = len(os.sched_getaffinity(0))
     if accel == "icount":
         return wanted or cpus
@@ -43,33 +55,53 @@ def choose_jobs(experiment: Experiment, accel: str, wanted: int | None) -> int:
     return wanted
 
 
-def execute(plan: Plan, finished: Iterable[str], accel: str, jobs: int, run_one: RunOne, on_result: OnResult) -> None:
+@dataclass(frozen=True)
+class _Unit:
+    """Trials that run one after the other in one place: ``left`` of ``whole``; ``machines`` have been lost to it."""
+
+    whole: tuple[Trial, ...]
+    left: tuple[Trial, ...]
+    machines: int = 0
+
+
+def execute(
+    plan: Plan,
+    finished: Iterable[str],
+    accel: str,
+    jobs: int,
+    run_one: RunOne,
+    on_result: OnResult,
+    hold: Hold = contextlib.nullcontext,
+) -> None:
     """Run every trial of ``plan`` whose id is not in ``finished``; ``on_result`` sees each result in this thread.
 
     Trials of a block run one after the other in one worker, since they are compared with each other; under icount,
-    where nothing can disturb them, each is a unit of its own. What ``run_one`` raises ends the execution after the
-    trials that run already; an interrupt (Ctrl-C) ends it at once and leaves them to die with this process.
+    where nothing can disturb them, each is a unit of its own. ``hold`` is entered around a unit, with its trials. One
+    whose machine is lost in the middle is repeated as a whole on another machine. What ``run_one`` or ``hold`` raises
+    ends the execution after the trials that run already; an interrupt (Ctrl-C) ends it at once and leaves them to die
+    with this process.
     """
     done = set(finished)
-    groups: list[Sequence[Trial]] = [block.trials for block in plan.blocks]
+    groups: list[tuple[Trial, ...]] = [block.trials for block in plan.blocks]
     if accel == "icount":
         groups = [(trial,) for trial in plan.trials]
-    left = (tuple(trial for trial in group if trial.id not in done) for group in groups)
-    waiting = (unit for unit in left if unit)
+    units = (_Unit(group, tuple(trial for trial in group if trial.id not in done)) for group in groups)
+    waiting = deque(unit for unit in units if unit.left)
     results: queue.SimpleQueue[TrialResult] = queue.SimpleQueue()
     stop = threading.Event()
     pool = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="trial")
-    running: set[Future[None]] = set()
+    running: set[Future[_Unit | None]] = set()
     try:
         while True:
-            while len(running) < jobs and (unit := next(waiting, None)) is not None:
-                running.add(pool.submit(_run_unit, unit, run_one, results.put, stop))
+            while len(running) < jobs and waiting:
+                running.add(pool.submit(_run_unit, waiting.popleft(), run_one, results.put, stop, hold))
             if not running:
                 break
             ended, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
             _hand_over(results, on_result)
             for future in ended:
-                future.result()
+                if (again := future.result()) is not None:
+                    waiting.appendleft(again)
     except Exception:
         stop.set()
         pool.shutdown()
@@ -88,8 +120,29 @@ def _hand_over(results: queue.SimpleQueue[TrialResult], on_result: OnResult) -> 
             on_result(results.get_nowait())
 
 
-def _run_unit(unit: Sequence[Trial], run_one: RunOne, put: OnResult, stop: threading.Event) -> None:
-    for trial in unit:
-        if stop.is_set():
-            return
-        put(run_one(trial))
+def _run_unit(unit: _Unit, run_one: RunOne, put: OnResult, stop: threading.Event, hold: Hold) -> _Unit | None:
+    """Run a unit to its end; what of it must run on another machine, or None."""
+    with hold(unit.left):
+        for place, trial in enumerate(unit.left):
+            if stop.is_set():
+                return None
+            try:
+                result = run_one(trial)
+            except MachineGone:
+                return _Unit(unit.whole, unit.whole, unit.machines)
+            put(result)
+            if result.machine_lost:
+                return _elsewhere(unit, unit.left[place + 1 :], result)
+    return None
+
+
+def _elsewhere(unit: _Unit, rest: tuple[Trial, ...], last: TrialResult) -> _Unit | None:
+    """What runs again when a machine was lost: all of the block, since its trials are compared with each other.
+
+    Not if all it lacks is an answer that we have: its last trial's kernel panicked. And not without end.
+    """
+    if not rest and last.outcome not in (Outcome.LOST, Outcome.NOT_RUN):
+        return None
+    if unit.machines + 1 < MAX_MACHINES:
+        return _Unit(unit.whole, unit.whole, unit.machines + 1)
+    return _Unit(unit.whole, rest, unit.machines + 1) if rest else None

@@ -60,6 +60,7 @@ class Manifest:
     ``started`` is UTC, ISO 8601; ``accel`` the accelerator in use and ``accel_why`` the reason in one line. The kernel
     itself (its tree's identity and content) is in ``kernels/``, since it is known only once it is fetched.
     ``fingerprint`` covers everything that decides the trials: a run is continued only by one with the same.
+    ``machines`` are those of a lab, each with what its description says of the measurement.
     """
 
     run: str
@@ -80,6 +81,7 @@ class Manifest:
     host: Host
     fingerprint: str
     guests_id: str = ""
+    machines: tuple[str, ...] = ()
 
     def of_run(self, run: str) -> Manifest:
         """The same with the name of the run's folder, which is chosen when it is created."""
@@ -93,11 +95,12 @@ def make_manifest(
     accel_why: str,
     seeds: Sequence[int],
     guests_id: str = "",
+    machines: Sequence[str] = (),
 ) -> Manifest:
     """Hash every input and look at the host. ``run`` stays empty until the store creates or finds the folder.
 
     ``guests_id`` is the content of the guest programs (:class:`orchestrator.image.Guests`): a run is not continued with
-    others than it began with.
+    others than it began with; ``machines`` likewise, the identities of a lab's.
 
     Raises :class:`UserError` for an input that cannot be read.
     """
@@ -107,6 +110,7 @@ def make_manifest(
     qemu = qemu_version() if experiment.target.kind == "qemu" else ""
     # A running kernel is the kernel under test of `local`: another kernel, another run.
     environment = [__version__, guests_id, accel, qemu, host.kernel if experiment.target.kind == "local" else ""]
+    environment += machines
     return Manifest(
         run="",
         command=tuple(command),
@@ -124,6 +128,7 @@ def make_manifest(
         tool_commit=tool_commit(),
         qemu_version=qemu,
         guests_id=guests_id,
+        machines=tuple(machines),
         host=host,
         fingerprint=fingerprint(experiment, fragments, arms, environment),
     )
@@ -137,6 +142,7 @@ def fingerprint(
     Where the files lie, how the YAML is written and what it says in ``description`` makes no difference.
     """
     content = TypeAdapter(Experiment).dump_python(experiment, mode="json", exclude={"path", "description"})
+    del content["target"]["lab"]  # Where it lies; what it says of the machines is in the environment.
     content["kernel"]["fragments"] = [item.sha256 for item in fragments]
     content["arms"] = [[item.arm, [patch.sha256 for patch in item.patches]] for item in arms]
     text = json.dumps([content, list(environment)], sort_keys=True)

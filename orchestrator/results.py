@@ -21,6 +21,7 @@ class Outcome(StrEnum):
     LOST = "lost"
     FAILED = "failed"
     STALE = "stale"
+    NOT_RUN = "not-run"  # The machine could not be brought to run it: kexec refused, wrong kernel, not quiet …
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class TrialResult:
     ``WARNING:``/``BUG:`` lines of a kernel log whose trial went on to its end. ``recording_sha256`` is empty unless
     the outcome is ``ok`` or ``stale``. ``boot_seconds`` is wall time from the start of the target to its first process,
     0 if it was not reached; ``wall_seconds`` is the whole trial. ``rerun`` is the command that repeats just this trial,
-    or of a stale-mapping check just its first stale round.
+    or of a stale-mapping check just its first stale round. ``machine`` is the lab's name of the machine that ran it,
+    and ``machine_lost`` why that could not be used any more after it; both are empty outside a lab.
     """
 
     id: str
@@ -48,6 +50,8 @@ class TrialResult:
     wall_seconds: float
     recording_sha256: str
     rerun: str
+    machine: str = ""
+    machine_lost: str = ""
 
 
 @dataclass(frozen=True)

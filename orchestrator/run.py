@@ -25,13 +25,16 @@ from orchestrator.kernel import arms, build, keep, source
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.kernel.source import KernelTree
+from orchestrator.lab import selection
+from orchestrator.lab.types import LabHost
 from orchestrator.manifest import make_manifest, provenance
 from orchestrator.plan import Plan, Trial
 from orchestrator.progress import Reporter
 from orchestrator.report import write
 from orchestrator.results import Outcome, TrialResult
 from orchestrator.store import MANIFEST, RECORDING, Store
-from orchestrator.target import local, qemu
+from orchestrator.target import labtarget, local, qemu
+from orchestrator.target.pool import NoMachineLeft
 from orchestrator.target.target import Target
 
 EXPERIMENT = "experiment.json"  # with every path resolved, so that a report needs no file but the run's own
@@ -42,14 +45,15 @@ PLAN = "plan.json"
 class Setting:
     """An experiment with everything about this machine decided: nothing of it changes any more.
 
-    ``test_accel`` is that of the selftests' machine, None without selftests.
+    ``test_accel`` is that of the selftests' machine, None without selftests. ``hosts`` are the lab's machines.
     """
 
     experiment: Experiment
     plan: Plan
-    accel: Accel | Literal["local"]
+    accel: Accel | Literal["local", "ssh"]
     accel_why: str
     test_accel: Accel | None = None
+    hosts: tuple[LabHost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,18 @@ def run(
     Raises :class:`UserError` before anything is built if it cannot work, :class:`StageError` if a stage fails.
     """
     began = time.monotonic()
-    setting = settle(experiment.load(config), reporter)
-    jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs)
+    setting = settle(load(config), reporter)
+    jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs, len(setting.hosts))
     seeds = setting.plan.seeds
     guests = image.build_guests(reporter.say)
     manifest = make_manifest(
-        setting.experiment, command, setting.accel, setting.accel_why, seeds, guests_id=guests.content_id
+        setting.experiment,
+        command,
+        setting.accel,
+        setting.accel_why,
+        seeds,
+        guests_id=guests.content_id,
+        machines=[host.identity for host in setting.hosts],
     )
     with Store.open_or_create(results.absolute(), setting.experiment, manifest) as store:
         done = store.finished_trials()
@@ -110,9 +120,15 @@ def run(
             keep.keep_config(store, kernel)
         tests = selftests.build(setting.experiment, tree, store.run / "patches", reporter)
         selftests.save(store, tests)
-        bench = make_bench(setting, guests, kernels, tests)
+        bench = make_bench(setting, guests, kernels, tests, reporter)
         before_trials = time.monotonic()
-        trials.Conductor(setting.experiment, setting.plan, setting.accel, jobs, store, bench, reporter).run(done)
+        conductor = trials.Conductor(setting.experiment, setting.plan, setting.accel, jobs, store, bench, reporter)
+        try:
+            conductor.run(done)
+        except NoMachineLeft as error:
+            raise trials.stopped(report(store).run, conductor, error) from error
+        finally:
+            bench.close()
         trials_seconds = time.monotonic() - before_trials
         reporter.say("writing the report")
         finished = report(store)
@@ -145,28 +161,36 @@ def time_split(total: float, kernels: Sequence[BuiltKernel], trials: float) -> s
     )
 
 
+def load(config: Path) -> Experiment:
+    """Read an experiment, with what its lab's machines add to it. Raises :class:`UserError`."""
+    return selection.complete(experiment.load(config))
+
+
 def settle(chosen: Experiment, reporter: Reporter) -> Setting:
     """Decide the accelerator by asking this machine, and lay out the trials.
 
     Raises :class:`UserError` if the target cannot work here, or the schedule cannot lead to any verdict.
     """
     stopping.check(chosen)
-    accel: Accel | Literal["local"]
+    accel: Accel | Literal["local", "ssh"]
+    hosts = selection.machines(chosen)
     if chosen.target.kind == "local":
         local.check_local()
         accel, why = "local", "the kernel that is running, through its own /dev/kvm"
+    elif chosen.target.kind == "ssh":
+        accel, why = "ssh", ", ".join(f"{host.name} ({host.boot})" for host in hosts)
     else:
         choice = doctor.pick_accel(chosen.target.accel, chosen.target.cpus)
         accel, why = choice.accel, choice.why
     reporter.say(f"target: {chosen.target.kind}, {why}")
     spec = chosen.selftests
     test_accel = None if spec is None else doctor.pick_accel(spec.accel, spec.cpus).accel
-    return Setting(chosen, plan.make_plan(chosen), accel, why, test_accel)
+    return Setting(chosen, plan.make_plan(chosen), accel, why, test_accel, hosts)
 
 
 def take_tree(chosen: Experiment, store: Store, reporter: Reporter, *, begun: bool, update: bool) -> KernelTree | None:
-    """The run's kernel tree, see :func:`keep.take_tree`; None for ``target: local``, which builds nothing."""
-    if chosen.target.kind == "local":
+    """The run's kernel tree, see :func:`keep.take_tree`; None where the running kernel is benched."""
+    if not chosen.builds_kernels:
         return None
     return keep.take_tree(store, chosen.kernel.sources, cache.cache_dir(), reporter.say, begun=begun, update=update)
 
@@ -174,11 +198,11 @@ def take_tree(chosen: Experiment, store: Store, reporter: Reporter, *, begun: bo
 def build_kernels(
     chosen: Experiment, patches: Path, reporter: Reporter, tree: KernelTree | None = None
 ) -> tuple[BuiltKernel, ...]:
-    """Read every arm's patches against ``tree`` (None: fetch it), build; nothing for ``target: local``.
+    """Read every arm's patches against ``tree`` (None: fetch it), build; nothing where the running kernel is benched.
 
     Patches recovered from mails are kept under ``patches``, a folder an arm.
     """
-    if chosen.target.kind == "local":
+    if not chosen.builds_kernels:
         return ()
     if tree is None:
         tree = source.fetch(chosen.kernel.sources, cache.cache_dir(), reporter.say)
@@ -225,9 +249,9 @@ def make_target(setting: Setting, guests: Guests) -> Target:
 
 
 def make_qemu(setting: Setting, guests: Guests) -> qemu.QemuTarget:
-    """QEMU with the accelerator that was chosen. Raises :class:`UserError` for ``target: local``, which has none."""
-    if setting.accel == "local":
-        raise UserError("target: local boots nothing", hint="use a config with target.kind: qemu")
+    """QEMU with the accelerator that was chosen. Raises :class:`UserError` for another target, which has none."""
+    if setting.accel == "local" or setting.accel == "ssh":
+        raise UserError(f"target: {setting.accel} boots nothing here", hint="use a config with target.kind: qemu")
     return _qemu(setting, guests, setting.accel)
 
 
@@ -237,11 +261,20 @@ def _qemu(setting: Setting, guests: Guests, accel: Accel) -> qemu.QemuTarget:
 
 
 def make_bench(
-    setting: Setting, guests: Guests, kernels: Sequence[BuiltKernel], tests: Sequence[BuiltSelftests]
+    setting: Setting,
+    guests: Guests,
+    kernels: Sequence[BuiltKernel],
+    tests: Sequence[BuiltSelftests],
+    reporter: Reporter,
 ) -> Bench:
-    """What trials need, with the targets on this machine."""
+    """What trials need, with their targets."""
     test_target = _qemu(setting, guests, setting.test_accel) if setting.test_accel else None
-    return Bench(setting.experiment.target, kernels, tests, make_target(setting, guests), test_target)
+    target: Target
+    if setting.accel == "ssh":
+        target = labtarget.make_pool(setting.hosts, guests, kernels, reporter.say)
+    else:
+        target = make_target(setting, guests)
+    return Bench(setting.experiment.target, kernels, tests, target, test_target)
 
 
 def report(store: Store) -> Finished:
@@ -254,7 +287,7 @@ def report(store: Store) -> Finished:
         for arm in chosen.arms
         if (store.run / f"kernels/{arm.name}.json").exists()
     )
-    if chosen.target.kind == "local":
+    if not chosen.builds_kernels:
         built = tuple(RunningKernel(arm.name, manifest.host.kernel.split()[0]) for arm in chosen.arms)
     results = store.finished_trials()
     analysis = analyse.analyse(
@@ -322,7 +355,11 @@ class _Again:
     rerun: str
 
     def run(self, only: stale.Round | None) -> TrialResult:
-        return self.bench.run(self.item, self.folder, self.rerun, only)
+        try:
+            with self.bench.hold((self.item,)):
+                return self.bench.run(self.item, self.folder, self.rerun, only)
+        finally:
+            self.bench.close()
 
 
 def _prepare_again(run_folder: Path, trial_id: str, reporter: Reporter) -> _Again:
@@ -336,7 +373,7 @@ def _prepare_again(run_folder: Path, trial_id: str, reporter: Reporter) -> _Agai
     setting = settle(chosen, reporter)
     guests = image.build_guests(reporter.say)
     kernels: list[BuiltKernel] = []
-    if chosen.target.kind != "local":
+    if chosen.builds_kernels:
         kernel = store.load(f"kernels/{found.arm}.json", BuiltKernel)
         if kernel.build == "failed":
             raise StoreError(f"the kernel of arm {found.arm} did not compile", log=kernel.log)
@@ -345,7 +382,7 @@ def _prepare_again(run_folder: Path, trial_id: str, reporter: Reporter) -> _Agai
                 f"the kernel of arm {found.arm} is no longer in the cache", hint=f"orch build {chosen.path}"
             )
         kernels.append(kernel)
-    bench = make_bench(setting, guests, kernels, selftests.load(store, chosen))
+    bench = make_bench(setting, guests, kernels, selftests.load(store, chosen), reporter)
     folder = store.path(f"reruns/{trial_id}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}/x").parent
     rerun = proc.quote(["orch", "trial", run_folder, trial_id])
     return _Again(store, found, bench, folder, rerun)

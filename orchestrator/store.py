@@ -6,6 +6,7 @@
         plan.json  kernels/ARM.json  …
         trials/.ID.tmp/     a trial that is running
         trials/ID/          one that has finished: moved here by one rename, result.json and recording included
+        superseded/ID-N/    one that was repeated elsewhere, since its block lost its machine
         status.json         written last: the run has ended
 
 A process that is killed at any moment leaves each of these whole or absent. Nothing here is repaired on the way:
@@ -171,6 +172,13 @@ class Store:
         running.rename(final)
         _sync(final.parent)
         return final
+
+    def set_aside(self, trial_id: str) -> None:
+        """Keep a finished trial that is about to be replaced, in ``superseded/``; nothing if there is none."""
+        final = self.trial_dir(trial_id)
+        if final.exists():
+            numbered = (self.path(f"superseded/{trial_id}-{count}") for count in itertools.count(1))
+            final.rename(next(path for path in numbered if not path.exists()))
 
     def finished_trials(self) -> tuple[TrialResult, ...]:
         """Results of all whole trials, by id. Damaged or half-written ones are left out, to be run again."""

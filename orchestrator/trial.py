@@ -100,6 +100,8 @@ def run_trial(
         wall_seconds=round(evidence.wall_seconds, 3),
         recording_sha256=digest,
         rerun=rerun,
+        machine=evidence.machine,
+        machine_lost=evidence.machine_lost,
     )
 
 
@@ -234,10 +236,15 @@ def classify(evidence: Evidence, folder: Path) -> tuple[Outcome, str, tuple[str,
     if crash is not None:
         return crash
     status = _read_status(folder / STATUS)
+    if evidence.ending == "not-run":
+        return Outcome.NOT_RUN, evidence.note, _last(console)
     if evidence.ending == "wall-deadline" or status.deadline:
         clock = "its own" if status.deadline else "wall"
         where = "while the program ran" if status.pid1 else "before PID 1"
-        return Outcome.HANG, f"no end within the deadline ({clock} time), {where}", _last(console)
+        note = f" ({evidence.note})" if evidence.note else ""
+        return Outcome.HANG, f"no end within the deadline ({clock} time), {where}{note}", _last(console)
+    if evidence.ending == "killed" and evidence.note:
+        return Outcome.LOST, evidence.note, _last(console)
     if evidence.ending == "killed":
         return Outcome.LOST, f"the target was killed by signal {-evidence.returncode}", _last(console)
     if evidence.returncode != 0 or not status.ended:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from orchestrator import engine, proc
 from orchestrator.analysis import compare, measure, stopping
@@ -16,8 +17,10 @@ from orchestrator.plan import Block, Plan, Trial
 from orchestrator.progress import Reporter, Stage
 from orchestrator.results import Outcome, TrialResult
 from orchestrator.store import Store
+from orchestrator.target.pool import NoMachineLeft
 
 TRIALS = "trials"
+MISSING_SHOWN = 20
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Conductor:
 
     def run(self, done: Sequence[TrialResult]) -> None:
         """Run everything; what is raised by a trial ends it, see :func:`orchestrator.engine.execute`."""
+        done = self.bench.resume(self.plan, done)
         self.results = {item.id: item for item in done}
         total = len(self._runnable(self.plan.blocks))
         measuring, tests = phases(self.plan)
@@ -86,15 +90,29 @@ class Conductor:
             counter.count(result, stage)
 
         skipped = [trial.id for block in blocks for trial in block.trials if not self.bench.runs(trial)]
-        engine.execute(Plan(tuple(blocks)), [*self.results, *skipped], accel, jobs, self._run_one, on_result)
+        finished = [*self.results, *skipped]
+        engine.execute(Plan(tuple(blocks)), finished, accel, jobs, self._run_one, on_result, self.bench.hold)
 
     def _run_one(self, item: Trial) -> TrialResult:
         with self._lock:
             folder = self.store.begin_trial(item.id)
         rerun = proc.quote(["orch", "trial", self.store.run, item.id])
         result = self.bench.run(item, folder, rerun)
+        with self._lock:
+            self.store.set_aside(item.id)
         self.store.finish_trial(result)
         return result
+
+
+def stopped(run: Path, conductor: Conductor, why: NoMachineLeft) -> NoMachineLeft:
+    """No machine of the lab is left: what there is, and what is missing. The run can be gone on with."""
+    done = {item.id for item in conductor.store.finished_trials()}
+    missing = [item.id for item in conductor.plan.trials if item.id not in done and conductor.bench.runs(item)]
+    shown = ", ".join(missing[:MISSING_SHOWN]) + (" …" if len(missing) > MISSING_SHOWN else "")
+    return NoMachineLeft(
+        f"{why.what}\n{len(done)} trials have ended, see {run / 'report.txt'}; {len(missing)} have not run: {shown}",
+        hint=f"{why.hint}; the same command again goes on with {run.name}",
+    )
 
 
 def phases(plan: Plan) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
@@ -126,12 +144,12 @@ class _Counter:
     before: int
     started: float
     reporter: Reporter
-    now: int = 0
+    seen: set[str] = field(default_factory=set)  # A lab repeats trials whose machine was lost.
 
     def count(self, result: TrialResult, stage: Stage) -> None:
-        self.now += 1
-        done = self.before + self.now
-        left = (time.monotonic() - self.started) / self.now * (self.total - done)
+        self.seen.add(result.id)
+        done = self.before + len(self.seen)
+        left = (time.monotonic() - self.started) / len(self.seen) * (self.total - done)
         name = f"{result.cell} {result.arm}"
         ending = "ok" if result.outcome is Outcome.OK else f"{result.outcome.upper()}: {result.reason}"
         self.reporter.say(

@@ -281,7 +281,7 @@ def _arms(experiment: Experiment, kernels: Sequence[Kernel]) -> tuple[ArmSummary
         kernel = built.get(arm.name)
         if kernel is None:
             # Nothing is built for the kernel that runs already.
-            state: Literal["ok", "not built"] = "ok" if experiment.target.kind == "local" else "not built"
+            state: Literal["ok", "not built"] = "not built" if experiment.builds_kernels else "ok"
             arms.append(ArmSummary(arm.name, patches, state, "", "", 0.0, False, ""))
         else:
             arms.append(

@@ -30,6 +30,12 @@ OWN_TRIALS: frozenset[Check] = frozenset(("stale_mapping", "kvm_selftests"))  # 
 SAMPLE_BYTES = 16  # struct rec_fault
 MAX_SAMPLES_MIB = 2900  # SYS_LIMIT of guests/fault_vmm/fault_vmm.h, 3 GiB, less the guest's page tables
 KERNEL_MIB = 128  # kernel, initramfs, page tables of host and guest, and air; a small 5.10 host takes about 60 MiB.
+# The machines of a lab say themselves how many CPUs and how much memory they have.
+KEYS_WITHOUT_EFFECT = {
+    "qemu": ("lab", "hosts"),
+    "ssh": ("accel", "machine", "cpus", "mem_mib"),
+    "local": ("accel", "machine", "cpus", "mem_mib", "guest_deadline_s", "panic_on_warn", "lab", "hosts"),
+}
 
 
 @dataclass(frozen=True)
@@ -120,18 +126,21 @@ def _until_decided(document: Document, parts: Parts, schedule: Schedule) -> None
 
 
 def _target(document: Document, target: TargetSpec) -> None:
-    if target.kind == "qemu":
-        if target.accel == "icount" and target.cpus > 1:
-            # QEMU 7.2 hangs at the bring-up of the second CPU under -icount, in every variant that was tried.
-            document.problem(("target", "cpus"), "1 with accel: icount", target.cpus)
-        return
-    for key in ("accel", "machine", "cpus", "mem_mib", "guest_deadline_s", "panic_on_warn"):
+    if target.kind == "qemu" and target.accel == "icount" and target.cpus > 1:
+        # QEMU 7.2 hangs at the bring-up of the second CPU under -icount, in every variant that was tried.
+        document.problem(("target", "cpus"), "1 with accel: icount", target.cpus)
+    if target.kind == "ssh" and target.lab is None:
+        document.problem(("target",), "the key 'lab' with kind: ssh", None)
+    for key in KEYS_WITHOUT_EFFECT[target.kind]:
         if ("target", key) in document.lines:
-            document.problem(("target", key), "no such key with kind: local", Shown("one, which would do nothing"))
+            document.problem(
+                ("target", key), f"no such key with kind: {target.kind}", Shown("one, which would do nothing")
+            )
 
 
 def _kernel(document: Document, target: TargetSpec, kernel: KernelSpec, arms: tuple[Arm, ...]) -> None:
-    if target.kind == "qemu":
+    built = target.kind == "qemu" or (target.kind == "ssh" and (kernel.sources or kernel.fragments))
+    if built:
         if not kernel.sources:
             document.problem(("kernel", "sources"), "at least one source", Shown("none"))
         if not kernel.fragments:
@@ -140,7 +149,8 @@ def _kernel(document: Document, target: TargetSpec, kernel: KernelSpec, arms: tu
     if kernel.sources or kernel.fragments:
         document.problem(("kernel",), "no kernel with target.kind: local", Shown("one, which would not be built"))
     if len(arms) > 1 or any(arm.patches for arm in arms):
-        document.problem(("arms",), "one arm without patches with target.kind: local", Shown("more"))
+        what = "with target.kind: local" if target.kind == "local" else "without a kernel to build"
+        document.problem(("arms",), f"one arm without patches {what}", Shown("more"))
 
 
 def _guest(document: Document, placed: PlacedCell) -> None:
@@ -276,8 +286,9 @@ def _selftests(document: Document, parts: Parts) -> None:
     spec = parts.selftests
     if spec is None:
         return
-    if parts.target is not None and parts.target.kind == "local":
-        document.problem(("checks",), "target.kind: qemu for kvm_selftests, which boots each arm", Shown("local"))
+    target, kernel = parts.target, parts.kernel
+    if target is not None and (target.kind == "local" or (kernel is not None and not kernel.sources)):
+        document.problem(("checks",), "kernels to build for kvm_selftests, which boots each arm in QEMU", Shown("none"))
     if spec.accel == "icount" and spec.cpus > 1:
         # As for the target itself: QEMU 7.2 hangs at the bring-up of the second CPU.
         document.problem(("selftests", "cpus"), "1 with accel: icount", spec.cpus)
@@ -297,9 +308,9 @@ def _trace(document: Document, parts: Parts) -> None:
         return
     if not parts.cells and not any(location[0] == "cells" for location in document.lines if len(location) > 1):
         document.problem(("trace",), "cells to trace", Shown("none"))
-    if parts.target is None or parts.target.kind == "local":
+    if parts.target is None or parts.target.kind != "qemu":
         if parts.target is not None:
-            document.problem(("trace",), "target.kind: qemu, whose kernel is ours to trace", Shown("local"))
+            document.problem(("trace",), "target.kind: qemu, whose kernel is ours to trace", Shown(parts.target.kind))
         return
     kernel = parts.kernel
     if kernel is not None and kernel.fragments and not can_trace(kernel.fragments):

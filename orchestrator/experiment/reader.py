@@ -92,8 +92,9 @@ def _experiment(document: Document) -> Experiment | None:
         return None
     name = field(document, Experiment, "name", top.get("name"), ("name",))
     description = field(document, Experiment, "description", top.get("description", ""), ("description",))
-    target = record(document, TargetSpec, top.get("target"), ("target",))
-    kernel = _kernel(document, top.get("kernel", {} if target and target.kind == "local" else None))
+    target = _target(document, top.get("target"))
+    # `local` never builds a kernel, and `ssh` need not: the machines of the lab may bench what they run.
+    kernel = _kernel(document, top.get("kernel", {} if target and target.kind != "qemu" else None))
     arms = _arms(document, top.get("arms"))
     cells = _cells(document, top)
     schedule = record(document, Schedule, top.get("schedule", {}), ("schedule",))
@@ -123,6 +124,24 @@ def _experiment(document: Document) -> Experiment | None:
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _target(document: Document, raw: object) -> TargetSpec | None:
+    at: Location = ("target",)
+    if not isinstance(raw, dict):
+        return record(document, TargetSpec, raw, at)
+    before = len(document.problems)
+    value = dict(raw)
+    if value.get("lab") is not None:
+        value["lab"] = a_path(document, value["lab"], (*at, "lab"))
+    if "hosts" in value:
+        items = a_list(document, value["hosts"], (*at, "hosts"))
+        value["hosts"] = tuple(str(item) for item in items)
+        for index, item in enumerate(items):
+            field(document, Arm, "name", item, (*at, "hosts", index))
+            if item in items[:index]:
+                document.problem((*at, "hosts", index), "each host once", item)
+    return record(document, TargetSpec, value, at) if len(document.problems) == before else None
 
 
 def _kernel(document: Document, raw: object) -> KernelSpec | None:

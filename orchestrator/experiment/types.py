@@ -115,9 +115,15 @@ class Arm:
 
 @dataclass(frozen=True, config=STRICT)
 class TargetSpec:
-    """What boots the kernel under test. ``local`` boots nothing: it takes the kernel that runs already."""
+    """What boots the kernel under test. ``local`` boots nothing: it takes the kernel that runs already.
 
-    kind: Annotated[Literal["qemu", "local"], Field(description="qemu, or local: the kernel that is running")]
+    ``lab`` is an absolute path, given exactly with ``ssh``; no ``hosts`` means all of its machines.
+    """
+
+    kind: Annotated[
+        Literal["qemu", "ssh", "local"],
+        Field(description="qemu; ssh: the machines of a lab file; local: the kernel that is running"),
+    ]
     accel: Annotated[
         Literal["auto", "kvm", "tcg", "icount"],
         Field(description="icount: bit-exact; tcg: concurrent; kvm: real time; auto: the best that works here"),
@@ -136,6 +142,10 @@ class TargetSpec:
     panic_on_warn: Annotated[
         bool, Field(description="end a trial at the kernel's first warning: for kernels that watch themselves")
     ] = False
+    lab: Annotated[Path | None, Field(description="ssh: the lab file, relative to the config file")] = None
+    hosts: Annotated[
+        tuple[ArmName, ...], Field(description="ssh: names of machines in the lab file; [] for all of them")
+    ] = ()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -361,6 +371,11 @@ class Experiment:
     @property
     def base(self) -> Arm:
         return self.arms[0]
+
+    @property
+    def builds_kernels(self) -> bool:
+        """Whether arms are kernels to build; otherwise the running kernel is benched."""
+        return self.target.kind == "qemu" or (self.target.kind == "ssh" and bool(self.kernel.sources))
 
     @property
     def stale_cells(self) -> tuple[StaleCell, ...]:

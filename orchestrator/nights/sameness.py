@@ -197,6 +197,7 @@ def _compared(left: Run, right: Run) -> Iterator[Difference]:
     ours, theirs = ({arm.arm: arm.patches for arm in run.manifest.arms} for run in (left, right))
     for arm in dict.fromkeys([*ours, *theirs]):
         yield from _differ_files(f"patches of {arm}", ours.get(arm), theirs.get(arm))
+    yield from _differ("machines of the lab", left.manifest.machines, right.manifest.machines)
     if left.manifest.accel == "local":
         yield from _differ("running kernel", left.manifest.host.kernel, right.manifest.host.kernel)
 

@@ -5,11 +5,15 @@ A target decides nothing about outcomes: it says what it saw, and :mod:`orchestr
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from orchestrator.image import GuestFile
+from orchestrator.plan import Plan
+from orchestrator.results import TrialResult
 
 CONSOLE = "console.log"  # of the kernel under test
 STATUS = "status.log"  # lines of guests/init/init.c
@@ -20,7 +24,7 @@ COMMAND_NOTE = "# In a copy of this folder, since it writes the console, the sta
 INITRAMFS = "initramfs.cpio"  # what QEMU boots; kept with a trial that did not end well, so that COMMAND repeats it
 
 Program = Literal["fault_vmm", "stale_check", "ktest_runner"]
-Ending = Literal["ended", "wall-deadline", "killed"]
+Ending = Literal["ended", "wall-deadline", "killed", "not-run"]
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,20 @@ class Job:
 class Evidence:
     """What a target saw. ``returncode`` is of the target's own process (QEMU), negative for a signal.
 
-    ``ending``: it came to its end; its wall-time deadline passed; or something outside killed it.
-    ``boot_seconds`` is wall time from start to PID 1, 0 if that was not reached or nothing booted.
+    ``ending``: it came to its end; its wall-time deadline passed; something outside killed it; or the machine could not
+    be brought to run it. ``boot_seconds`` is wall time from start to PID 1, 0 if that was not reached or nothing
+    booted.
+    ``note`` says in words what else the target knows of the ending. ``machine`` is the lab's name of the machine, and
+    ``machine_lost`` why it cannot be used any more; both are empty where this machine did all.
     """
 
     ending: Ending
     returncode: int
     boot_seconds: float
     wall_seconds: float
+    note: str = ""
+    machine: str = ""
+    machine_lost: str = ""
 
 
 class Target(Protocol):
@@ -69,3 +79,23 @@ class Target(Protocol):
 
         Raises :class:`~orchestrator.errors.TargetError` only if it could not even start.
         """
+
+
+@runtime_checkable
+class Pool(Target, Protocol):
+    """Several machines, each of which runs one block at a time."""
+
+    def block(self, index: int) -> AbstractContextManager[None]:
+        """Hold one machine for a block of the plan: every ``run`` of this thread goes there meanwhile.
+
+        Waits for one that is free. Raises :class:`~orchestrator.errors.TargetError` if none is left.
+        """
+
+    def resume(self, plan: Plan, done: Sequence[TrialResult], skipped: Collection[str]) -> tuple[TrialResult, ...]:
+        """Which results of an earlier part of the run stand; the rest of their blocks goes to the same machines.
+
+        Trials of ``skipped`` will never run. The results left out are of blocks that must run again as a whole.
+        """
+
+    def close(self) -> None:
+        """Give the machines back to others."""

@@ -223,7 +223,7 @@ def test_boot_refuses_what_it_cannot_boot(orch: Orch, tmp_path: Path) -> None:
     assert ended.code == 1 and "has no arm 'v9': it has base, v1" in ended.err
     config.write_text("name: x\narms: {base: []}\ntarget: {kind: local}\ncells: {quiet: {storm: none}}\n")
     ended = orch("boot", config, "--arm", "base")
-    assert ended.code == 1 and "target: local boots nothing" in ended.err
+    assert ended.code == 1 and "target: local boots nothing here" in ended.err
 
 
 def test_report_names_the_files_that_it_made_and_trial_repeats(orch: Orch, tmp_path: Path) -> None:
