@@ -144,7 +144,7 @@ def check_command(patches: Sequence[str], tree: Path) -> int:
 @config_argument
 def build_command(config: Path) -> int:
     """Build the kernels of CONFIG's arms, or say where they are if they were built before."""
-    chosen = run.load(config)
+    chosen = experiment.load(config)
     folder = cache.cache_dir() / "recovered" / chosen.name
     kernels = run.build_kernels(chosen, folder, Reporter())
     for kernel in kernels:

@@ -96,15 +96,17 @@ def make_manifest(
     seeds: Sequence[int],
     guests_id: str = "",
     machines: Sequence[str] = (),
+    lab_fragments: Sequence[Path] = (),
 ) -> Manifest:
     """Hash every input and look at the host. ``run`` stays empty until the store creates or finds the folder.
 
     ``guests_id`` is the content of the guest programs (:class:`orchestrator.image.Guests`): a run is not continued with
-    others than it began with; ``machines`` likewise, the identities of a lab's.
+    others than it began with; ``machines`` likewise, the identities of a lab's. ``lab_fragments`` are kernel config
+    fragments besides the experiment's own.
 
     Raises :class:`UserError` for an input that cannot be read.
     """
-    fragments = tuple(file_id(path) for path in experiment.kernel.fragments)
+    fragments = tuple(file_id(path) for path in (*experiment.kernel.fragments, *lab_fragments))
     arms = tuple(ArmFiles(arm.name, tuple(file_id(path) for path in arm.patches)) for arm in experiment.arms)
     host = examine_host()
     qemu = qemu_version() if experiment.target.kind == "qemu" else ""

@@ -93,7 +93,7 @@ def run(
     Raises :class:`UserError` before anything is built if it cannot work, :class:`StageError` if a stage fails.
     """
     began = time.monotonic()
-    setting = settle(load(config), reporter)
+    setting = settle(experiment.load(config), reporter)
     jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs, len(setting.hosts))
     seeds = setting.plan.seeds
     guests = image.build_guests(reporter.say)
@@ -105,6 +105,7 @@ def run(
         seeds,
         guests_id=guests.content_id,
         machines=[host.identity for host in setting.hosts],
+        lab_fragments=selection.fragments(setting.experiment),
     )
     with Store.open_or_create(results.absolute(), setting.experiment, manifest) as store:
         done = store.finished_trials()
@@ -161,11 +162,6 @@ def time_split(total: float, kernels: Sequence[BuiltKernel], trials: float) -> s
     )
 
 
-def load(config: Path) -> Experiment:
-    """Read an experiment, with what its lab's machines add to it. Raises :class:`UserError`."""
-    return selection.complete(experiment.load(config))
-
-
 def settle(chosen: Experiment, reporter: Reporter) -> Setting:
     """Decide the accelerator by asking this machine, and lay out the trials.
 
@@ -218,6 +214,7 @@ def build_kernels(
             [item.arm for item in ready],
             cache.cache_dir(),
             lambda step: stage.update(step.done, step.expected, f"{step.arm}: {step.line}"),
+            extra=selection.fragments(chosen),
         )
     for line in describe_kernels(kernels):
         reporter.say(line)

@@ -15,8 +15,8 @@ LOAD_WINDOW_S = 2.0
 PSTORE = ("/sys/fs/pstore", "/var/lib/systemd/pstore")  # the latter: where systemd-pstore(8) moves them to at boot
 
 
-def enter(machine: Machine, image: BuiltImage, files: boot.Image, tdp: bool) -> float:
-    """From the known-good kernel into ``image``; seconds until it answered.
+def enter(machine: Machine, image: BuiltImage, files: boot.Image, asked: Sequence[str]) -> float:
+    """From the known-good kernel into ``image``, with the words ``asked`` for; seconds until it answered.
 
     Raises :class:`NotRun`, :class:`Crashed`, :class:`Hung` or :class:`Cut`.
     """
@@ -25,7 +25,7 @@ def enter(machine: Machine, image: BuiltImage, files: boot.Image, tdp: bool) -> 
     before = machine.link.insist(seen.boot_id, machine.answer_s)
     try:
         root = "" if files.initrd or given else boot.find_root(machine.link, own)
-        boot.load(machine.link, files, boot.command_line(own, machine.host, root, tdp), f"{machine.folder}/grub.new")
+        boot.load(machine.link, files, boot.command_line(own, machine.host, root, asked), f"{machine.folder}/grub.new")
         machine.save("booting", test=image.id, boot_id=before, leaving=before)
         started = machine.clock.monotonic()
         boot.go(machine.link)

@@ -48,13 +48,12 @@ class Image:
     initrd: str
 
 
-def command_line(own: str, host: LabHost, root: str, tdp: bool) -> str:
-    """The command line of the kernel under test, from the machine's own.
+def command_line(own: str, host: LabHost, root: str, asked: Sequence[str]) -> str:
+    """The command line of the kernel under test, from the machine's own and what the trial ``asked`` for.
 
     ``root`` is what ``root=`` becomes, empty to leave it. Words of ``host.append`` replace those of the same name.
     """
-    switch = int(tdp)
-    added = [*ADDED, f"kvm_amd.npt={switch}", f"kvm_intel.ept={switch}", *([f"root={root}"] if root else [])]
+    added = [*ADDED, *asked, *([f"root={root}"] if root else [])]
     names = {_name(word) for word in (*host.append, *added)} | set(DROPPED)
     # A machine has several consoles; and they stay what they are unless the lab file says otherwise.
     kept = [word for word in own.split() if _name(word) not in names]

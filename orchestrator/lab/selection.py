@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
@@ -12,17 +12,14 @@ from orchestrator.lab.reader import load
 from orchestrator.lab.types import Lab, LabHost
 
 
-def complete(chosen: Experiment) -> Experiment:
-    """The experiment with the kernel config fragments that its lab's machines need; unchanged without a lab.
+def fragments(chosen: Experiment) -> tuple[Path, ...]:
+    """The kernel config fragments that its lab's machines need besides the experiment's own; none without a lab.
 
     Raises :class:`~orchestrator.errors.ConfigError` for the lab file.
     """
-    if chosen.target.lab is None or not chosen.kernel.sources:
-        return chosen
-    fragments = chosen.kernel.fragments
-    added = tuple(path for path in load(chosen.target.lab).fragments if path not in fragments)
-    kernel = dataclasses.replace(chosen.kernel, fragments=(*fragments, *added))
-    return dataclasses.replace(chosen, kernel=kernel)
+    if chosen.target.lab is None or not chosen.builds_kernels:
+        return ()
+    return tuple(path for path in load(chosen.target.lab).fragments if path not in chosen.kernel.fragments)
 
 
 def machines(chosen: Experiment) -> tuple[LabHost, ...]:
@@ -30,7 +27,7 @@ def machines(chosen: Experiment) -> tuple[LabHost, ...]:
     if chosen.target.lab is None:
         return ()
     hosts = _named(load(chosen.target.lab), chosen.target.hosts)
-    builds = bool(chosen.kernel.sources)
+    builds = chosen.builds_kernels
     for host in hosts:
         if builds != (host.boot != "none"):
             does = "boots no kernel (boot: none), and the experiment builds one"

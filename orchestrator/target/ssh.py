@@ -142,7 +142,7 @@ class SshTarget:
         if image is None:
             away.stay(machine)
         else:
-            course.boot_seconds = away.enter(machine, image, files, job.tdp)
+            course.boot_seconds = away.enter(machine, image, files, asked_words(job))
         away.check_paging(machine, job.tdp)
         away.tune(machine, job.swap)
         conditions = away.wait_until_quiet(machine)
@@ -222,6 +222,13 @@ class SshTarget:
         if not text:
             text = _read(folder / PSTORE)
         (folder / CONSOLE).write_text(text, "utf-8")
+
+
+def asked_words(job: Job) -> tuple[str, ...]:
+    """What a job wants of the kernel's command line: TDP or shadow paging, for whichever vendor the CPU is of."""
+    switch = int(job.tdp)
+    words = (f"kvm_amd.npt={switch}", f"kvm_intel.ept={switch}")
+    return (*words, "panic_on_warn=1") if job.panic_on_warn else words
 
 
 def of_kernel(serial: str, release: str) -> str:
