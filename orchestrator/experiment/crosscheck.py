@@ -131,6 +131,8 @@ def _target(document: Document, target: TargetSpec) -> None:
         document.problem(("target", "cpus"), "1 with accel: icount", target.cpus)
     if target.kind == "ssh" and target.lab is None:
         document.problem(("target",), "the key 'lab' with kind: ssh", None)
+    if target.kind == "ssh" and target.lab is not None and not target.lab.is_file():
+        document.problem(("target", "lab"), "an existing file", Shown(f"nothing at {target.lab}"))
     for key in KEYS_WITHOUT_EFFECT[target.kind]:
         if ("target", key) in document.lines:
             document.problem(
