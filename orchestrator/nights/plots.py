@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,6 +22,9 @@ from orchestrator.report.style import duration
 # A flat line must look flat: the axis shows at least this much to either side of the middle.
 LEAST_SPAN = 0.05
 FEW_RUNS = 40
+LETTER_PT, ROW_PT = 4.4, 9.0
+# About half a panel; the figures of more changes than fit stand in history.txt alone.
+MOST_ROWS = 5
 
 
 CAPTION = (
@@ -67,11 +71,14 @@ def _panel(axes: Axes, history: History, arms: list[Series], grid: Grid) -> None
     for index, series in enumerate(arms):
         _line(axes, series, index)
     known = [value for series in arms for value in _known(series)]
+    labels = _labels(arms, len(history.runs), grid)
     low, high = _limits(known)
-    axes.set_ylim(low, high)
+    # What is written at the top stands above every marker.
+    rows = min(MOST_ROWS, len({label.row for label in labels}))
+    axes.set_ylim(low, low + (high - low) / (1 - ROW_PT * rows / (grid.panel * 72)))
     axes.set_xlim(-0.6, len(history.runs) - 0.4)
-    for index, series in enumerate(arms):
-        _changes(axes, series, index, f"{short(series.arm, 14)} " if len(arms) > 1 else "")
+    for label in labels:
+        _mark(axes, label)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     days = [date_of(run.manifest.started) for run in history.runs]
     axes.xaxis.set_major_formatter(
@@ -102,17 +109,48 @@ def _line(axes: Axes, series: Series, index: int) -> None:
         axes.plot([start - 0.5, end - 0.5], [level, level], **line(index))
 
 
-def _changes(axes: Axes, series: Series, index: int, whose: str) -> None:
-    """A line where a level begins, and the change beside it; each arm writes on a row of its own, in ink, since the
-    colours of lines are too pale for small type."""
-    for change in series.changes:
-        axes.axvline(change.index - 0.5, color=COLOURS[index % 6], linewidth=0.9, linestyle=(0, (2, 2)))
-        text = percent(change.ratio - 1) if change.ratio is not None else "from 0"
-        side = -1 if change.index > 0.75 * len(series.values) else 1
-        axes.annotate(
-            whose + text, (change.index - 0.5, 1), (3 * side, -2 - 9 * index), xycoords=("data", "axes fraction"),
-            textcoords="offset points", fontsize=7.5, va="top", ha="left" if side > 0 else "right",
-        )  # fmt: skip
+@dataclass(frozen=True)
+class _Label:
+    """A change as it is written: in runs, where its line stands; to its right (1) or left (-1); rows from the top."""
+
+    index: int
+    place: float
+    text: str
+    side: int
+    row: int
+
+
+def _labels(arms: list[Series], runs: int, grid: Grid) -> tuple[_Label, ...]:
+    """Every change of a panel, each in the first row in which it covers no other."""
+    run_pt = grid.inner * 72 / runs
+    taken: list[list[tuple[float, float]]] = []
+    labels = []
+    for index, series in enumerate(arms):
+        for change in series.changes:
+            whose = f"{short(series.arm, 14)} " if len(arms) > 1 else ""
+            text = whose + (percent(change.ratio - 1) if change.ratio is not None else "from 0")
+            place, wide = change.index - 0.5, (LETTER_PT * len(text) + 6) / run_pt
+            side = -1 if place + wide > runs - 0.4 else 1
+            start, end = sorted((place, place + side * wide))
+            free = (row for row, spans in enumerate(taken) if all(end < low or high < start for low, high in spans))
+            row = next(free, len(taken))
+            if row == len(taken):
+                taken.append([])
+            taken[row].append((start, end))
+            labels.append(_Label(index, place, text, side, row))
+    return tuple(labels)
+
+
+def _mark(axes: Axes, label: _Label) -> None:
+    """A line where a level begins, and the change beside it: in ink, since the colours of lines are too pale for small
+    type."""
+    axes.axvline(label.place, color=COLOURS[label.index % 6], linewidth=0.9, linestyle=(0, (2, 2)))
+    if label.row >= MOST_ROWS:
+        return
+    axes.annotate(
+        label.text, (label.place, 1), (3 * label.side, -ROW_PT * label.row), xycoords=("data", "axes fraction"),
+        textcoords="offset points", fontsize=7.5, va="top", ha="left" if label.side > 0 else "right",
+    )  # fmt: skip
 
 
 def _limits(values: list[float]) -> tuple[float, float]:
@@ -121,7 +159,7 @@ def _limits(values: list[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     middle = (low + high) / 2
     span = max((high - low) * 0.65, abs(middle) * LEAST_SPAN) or 0.001
-    return max(0.0, middle - span) if low >= 0 and middle - span < 0 else middle - span, middle + span * 1.25
+    return max(0.0, middle - span) if low >= 0 and middle - span < 0 else middle - span, middle + span
 
 
 def _known(series: Series) -> list[float]:

@@ -18,6 +18,7 @@ from orchestrator.errors import StoreError, UserError
 from orchestrator.manifest import Manifest
 from orchestrator.nights import chronicle, plots
 from orchestrator.nights.history import Change, History, Series, collect
+from orchestrator.report.canvas import Grid
 
 replace = dataclasses.replace
 CELLS, ARMS = ("cell0", "cell1"), ("base", "v1")
@@ -209,6 +210,27 @@ def test_a_metric_without_any_value_has_no_plot(past: Past, tmp_path: Path) -> N
     history = made_up(past, [5_000.0, 5_000.0, 5_500.0])
     empty = replace(history, series=(replace(history.series[0], values=(None,) * 3, levels=(), changes=()),))
     assert plots.draw(empty, tmp_path) == ()
+
+
+def test_no_label_of_a_change_covers_another_or_leaves_the_panel() -> None:
+    draw = np.random.default_rng(4)
+    runs, grid = 30, Grid(1, 2, 1.35)
+    arms = [
+        Series("cell0", arm, "p50", (), (), tuple(
+            Change(int(index), 1.0, 1.1, 1.1, "regressed") for index in sorted(draw.choice(range(1, runs), 6, False))
+        ))
+        for arm in ("base", "a-patch-with-a-long-name")
+    ]  # fmt: skip
+    labels = plots._labels(arms, runs, grid)
+    assert len(labels) == 12 and {label.index for label in labels} == {0, 1}
+    run_pt = grid.inner * 72 / runs
+    spans = []
+    for label in labels:
+        end = label.place + label.side * plots.LETTER_PT * len(label.text) / run_pt
+        low, high = sorted((label.place, end))
+        assert low >= -0.6 and high <= runs - 0.4
+        assert all(row != label.row or high < other or top < low for row, other, top in spans)
+        spans.append((label.row, low, high))
 
 
 def test_two_drawings_of_one_history_are_equal(past: Past, tmp_path: Path) -> None:
