@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from orchestrator.analysis.causes import CAUSES
+from orchestrator.analysis.findings import arm_lines
 from orchestrator.analysis.model import CellSummary, Comparison
 from orchestrator.analysis.wording import share
 from orchestrator.report import causes, figures, palette
@@ -24,7 +25,7 @@ from orchestrator.report.trials import failure_groups, trial_groups, trial_hrefs
 from orchestrator.report.verdicts import make_matrix, where
 from orchestrator.results import Provenance
 
-SHOWN_SENTENCES = 3
+SHOWN_SENTENCES, SHOWN_CASES = 3, 16
 TONES = ("regressed", "mixed", "improved", "inconclusive")
 
 
@@ -60,6 +61,8 @@ def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance
         cause_heads=[causes.HEADS[cause] for cause in CAUSES],
         why=_sentences(comparison.why),
         stale=figures.stale_rows(comparison, hrefs),
+        stale_lines=arm_lines(comparison),
+        shown_cases=SHOWN_CASES,
         selftests=figures.selftest_rows(comparison, hrefs),
         checks=figures.check_counts(comparison.checks),
         heads=figures.HEADS,

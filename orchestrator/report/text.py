@@ -162,7 +162,11 @@ def _stale(comparison: Comparison) -> list[str]:
     missed = sum(item.status == "not covered" for item in comparison.stale)
     if missed:
         lines += _wrap(f"NOT COVERED: {missed} of {len(comparison.stale)} cases of all arms", "  ", "    ")
-    return lines + [line for note in comparison.stale_notes for line in _wrap(note, "  ", "    ")]
+    names = tuple(f"{arm.name} " for arm in comparison.arms)
+    many = len(names) > ARMS_IN_FULL + 1
+    # What is said of an arm is in its line already, but for the count.
+    notes = [note for note in comparison.stale_notes if not (many and note.startswith(names))]
+    return lines + [line for note in notes for line in _wrap(note, "  ", "    ")]
 
 
 def _checks(comparison: Comparison) -> list[str]:
@@ -175,15 +179,27 @@ def _checks(comparison: Comparison) -> list[str]:
         held = sum(item.status == "held" for item in ours)
         failed = sum(item.status == "failed" for item in ours)
         lines.append(f"  {name}: held in {held} of {len(ours)}{f', FAILED in {failed}' if failed else ''}")
-        alike: dict[tuple[str, str], list[CheckResult]] = {}
-        for item in ours:
-            if item.status != "held" and item.cell not in told:
-                alike.setdefault((item.status, item.arm), []).append(item)
-        for first, *others in alike.values():
-            place = ", ".join(part for part in (first.cell, first.arm) if part)
-            more = f" (and {len(others)} more)" if others else ""
-            lines += _wrap(f"{first.status.upper()} {place}: {first.why}{more}", "    ", "      ")
+        open_ = [item for item in ours if item.status != "held" and item.cell not in told]
+        lines += [line for group in _alike(open_) for line in _check_lines(group)]
     return lines
+
+
+def _alike(results: Sequence[CheckResult]) -> list[list[CheckResult]]:
+    """Results that say the same, whatever the arm; then those of one arm together."""
+    same: dict[tuple[str, str], list[CheckResult]] = {}
+    for item in results:
+        same.setdefault((item.status, item.why), []).append(item)
+    groups: dict[tuple[str, tuple[str, ...]], list[CheckResult]] = {}
+    for (status, _), items in same.items():
+        groups.setdefault((status, tuple(dict.fromkeys(item.arm for item in items))), []).extend(items)
+    return list(groups.values())
+
+
+def _check_lines(group: Sequence[CheckResult]) -> list[str]:
+    first, arms = group[0], list(dict.fromkeys(item.arm for item in group if item.arm))
+    place = ", ".join(part for part in (first.cell, *arms) if part)
+    more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
+    return _wrap(f"{first.status.upper()} {place}: {first.why}{more}", "    ", "      ")
 
 
 def _failures(failures: Sequence[FailedTrial]) -> list[str]:

@@ -20,6 +20,7 @@ from orchestrator.analysis.model import (
     BootGroup,
     CellComparison,
     CellStop,
+    CheckResult,
     Comparison,
     Curves,
     MetricComparison,
@@ -360,6 +361,23 @@ def test_failures_that_are_alike_are_told_once(tmp_path: Path) -> None:
     assert section.words == "Trials that did not end well"
     links = [item.get("href") for item in made.root.all("section")[1].all("a")]
     assert links == ["trials/001/console.log", "trials/003/console.log", "trials/005/console.log"]
+
+
+def test_checks_that_say_the_same_of_several_arms_are_told_once_in_the_text(made: Made) -> None:
+    def failed(arm: str, cell: str, why: str) -> CheckResult:
+        return CheckResult("kernel_log", arm, cell, "failed", why)
+
+    checks = (
+        failed("v1", "quiet", "WARNING at mmu.c:560"), failed("v2", "quiet", "WARNING at mmu.c:560"),
+        failed("v3", "quiet", "first"), failed("v3", "outside", "second"), failed("v3", "overlap", "third"),
+    )  # fmt: skip
+    said = text.render(replace(made.comparison, checks=checks), PROVENANCE).splitlines()
+    section = said[said.index("Checks") + 2 :]
+    assert [line.strip() for line in section[: section.index("")]] == [
+        "kernel_log: held in 0 of 5, FAILED in 5",
+        "FAILED quiet, v1, v2: WARNING at mmu.c:560 (and 1 more)",
+        "FAILED quiet, v3: first (and 2 more)",
+    ]
 
 
 def test_noise_stops_and_groups_of_boots_are_shown_if_they_are_there(made: Made) -> None:
