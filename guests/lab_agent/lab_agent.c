@@ -6,13 +6,14 @@
  *	lab_agent stop DIR				end what "run" started there, if it still runs
  *	lab_agent swap-token FILE EXPECTED TEXT		replace a lease, if it is still the one that was read
  *	lab_agent set FILE VALUE			write a setting of /sys or /proc
+ *	lab_agent later COMMAND ARGUMENT...		run a command in a second
  *	lab_agent swapon|swapoff DEVICE
  *
  * Every mode says what is wrong on stderr and leaves with 1.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
-#include <sys/file.h>
+#include <stdbool.h>
 #include <sys/stat.h>
 #include <sys/swap.h>
 #include <unistd.h>
@@ -21,6 +22,7 @@
 #include "lab_agent.h"
 
 #define LEASE_BYTES	4096
+#define NO_TOKEN	"-"
 #define EXIT_HELD	3	/* the lease is another one than expected; it is on stdout */
 
 size_t read_text(const char *path, char *text, size_t room)
@@ -51,30 +53,78 @@ void write_whole(const char *path, const char *text)
 	die_if(rename(temporary, path), "rename %s", path);
 }
 
+static void token_of(const char *text, char *token)
+{
+	if (sscanf(text, "%255s", token) != 1)
+		strcpy(token, NO_TOKEN);
+}
+
+/* A lease appears whole and only where there is none: link() never replaces. */
+static bool place(const char *path, const char *text)
+{
+	char temporary[PATH_BYTES];
+	bool placed;
+
+	snprintf(temporary, sizeof(temporary), "%s.%d", path, getpid());
+	write_whole(temporary, text);
+	placed = !link(temporary, path);
+	die_if(!placed && errno != EEXIST, "link %s", path);
+	errno = 0;
+	unlink(temporary);
+	return placed;
+}
+
 /*
  * Compare and swap: two tools that both found a dead lease cannot both take its place. The first word of a lease is
- * its token; a missing file has the token "-". The lock is given back by our end, however we end.
+ * its token; a missing file has the token "-". By rename() and link() only, since a kernel under test may lack flock():
+ * whoever moves the old lease away may place the new one. For a moment there is none; if somebody else takes it then,
+ * that one has it.
  */
 static int swap_token(const char *path, const char *expected, const char *text)
 {
-	char now[LEASE_BYTES], lock[PATH_BYTES], token[256] = "-";
-	int fd;
+	char now[LEASE_BYTES], old[PATH_BYTES], token[256];
 
-	snprintf(lock, sizeof(lock), "%s.lock", path);
-	fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-	die_if(fd < 0 || flock(fd, LOCK_EX), "lock %s", lock);
-	if (read_text(path, now, sizeof(now)))
-		sscanf(now, "%255s", token);
-	if (strcmp(token, expected)) {
-		printf("%s", now);
-		return EXIT_HELD;
-	}
+	read_text(path, now, sizeof(now));
+	token_of(now, token);
+	if (strcmp(token, expected))
+		goto held;
 	errno = 0;
-	if (*text)
-		write_whole(path, text);
-	else
-		die_if(unlink(path), "unlink %s", path);
-	return 0;
+	if (strcmp(expected, NO_TOKEN)) {
+		snprintf(old, sizeof(old), "%s.%d.old", path, getpid());
+		if (rename(path, old))
+			goto held;
+		read_text(old, now, sizeof(now));
+		token_of(now, token);
+		if (strcmp(token, expected)) {
+			(void)!link(old, path);
+			unlink(old);
+			goto held;
+		}
+		unlink(old);
+	}
+	if (!*text || place(path, text))
+		return 0;
+held:
+	read_text(path, now, sizeof(now));
+	printf("%s", now);
+	return EXIT_HELD;
+}
+
+/* Run a command when the connection that asked for it is gone: what it does would break that in mid-answer. */
+static int later(char **words)
+{
+	struct timespec pause = { .tv_sec = 1 };
+	pid_t pid = fork();
+
+	die_if(pid < 0, "fork");
+	if (pid)
+		return 0;
+	die_if(setsid() < 0, "setsid");
+	detach_streams("/dev/null");
+	leave_cgroup();
+	nanosleep(&pause, NULL);
+	execvp(words[0], words);
+	_exit(127);
 }
 
 static int set(const char *path, const char *value)
@@ -100,6 +150,8 @@ int main(int argc, char **argv)
 		return swap_token(argv[2], argv[3], argv[4]);
 	if (!strcmp(mode, "set") && argc == 4)
 		return set(argv[2], argv[3]);
+	if (!strcmp(mode, "later") && argc > 2)
+		return later(argv + 2);
 	if (!strcmp(mode, "swapon") && argc == 3) {
 		die_if(swapon(argv[2], 0), "swapon %s", argv[2]);
 		return 0;

@@ -13,6 +13,12 @@ size_t read_text(const char *path, char *text, size_t room);
 /* Replace a small file: after a crash it holds the old text or the new one. */
 void write_whole(const char *path, const char *text);
 
+/* The session's cgroup may be ended with the connection, or be narrower than the machine; root may leave it. */
+void leave_cgroup(void);
+
+/* Nothing to read, and output to a file. */
+void detach_streams(const char *output);
+
 int run(int argc, char **argv);
 int stop(const char *dir);
 

@@ -160,8 +160,7 @@ static void parse(struct job *job, int argc, char **argv)
 	die_if(!job->dir || job->deadline_s <= 0 || !job->words[0], "--dir, --deadline and a program are needed");
 }
 
-/* The session's cgroup may be ended with the connection, or be narrower than the machine; root may leave it. */
-static void leave_cgroup(void)
+void leave_cgroup(void)
 {
 	int fd = open("/sys/fs/cgroup/cgroup.procs", O_WRONLY | O_CLOEXEC);
 
@@ -172,11 +171,11 @@ static void leave_cgroup(void)
 	errno = 0;
 }
 
-static void detach_streams(void)
+void detach_streams(const char *output)
 {
-	int null = open("/dev/null", O_RDONLY), log = open("agent.log", O_WRONLY | O_CREAT | O_APPEND, 0644);
+	int null = open("/dev/null", O_RDONLY), log = open(output, O_WRONLY | O_CREAT | O_APPEND, 0644);
 
-	die_if(null < 0 || log < 0, "open agent.log");
+	die_if(null < 0 || log < 0, "open %s", output);
 	dup2(null, STDIN_FILENO);
 	dup2(log, STDOUT_FILENO);
 	dup2(log, STDERR_FILENO);
@@ -327,7 +326,7 @@ static void keep(const struct job *job, int ready)
 	say("start %.6f", uptime_s());
 	die_if(write(ready, "+", 1) != 1, "the starter is gone");
 	close(ready);
-	detach_streams();
+	detach_streams("agent.log");
 	watch(job, pid, output);
 	unlink("reserve");
 	keep_kernel_log(log);

@@ -28,7 +28,7 @@ def enter(machine: Machine, image: BuiltImage, files: boot.Image, asked: Sequenc
         boot.load(machine.link, files, boot.command_line(own, machine.host, root, asked), f"{machine.folder}/grub.new")
         machine.save("booting", test=image.id, boot_id=before, leaving=before)
         started = machine.clock.monotonic()
-        boot.go(machine.link)
+        boot.go(machine.link, machine.agent)
     except boot.Refused as error:
         raise NotRun(error.what) from error
     now = _await_boot(machine, before)

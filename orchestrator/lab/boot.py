@@ -101,21 +101,27 @@ def unload(link: Link) -> None:
         link.run(("kexec", "--unload"), root=True)
 
 
-def go(link: Link) -> None:
-    """Leave the running kernel for the one that was loaded. The connection is gone afterwards."""
-    systemd = bool(link.insist(lambda transport: transport.names(SYSTEMD), link.host.deadlines.answer_s))
+def go(link: Link, agent: str) -> None:
+    """Leave the running kernel for the one that was loaded. The connection is gone afterwards.
+
+    ``agent`` is the path of ours there. Raises :class:`Refused`, Cut.
+    """
     if link.host.boot == "grub":
-        _leave(link, ("systemctl", "reboot") if systemd else ("reboot",))
-    else:
-        # systemctl's way unmounts first; without systemd the file systems' journals must do.
-        link.run(("sync",), deadline_s=link.host.deadlines.return_s)
-        _leave(link, ("systemctl", "kexec") if systemd else ("kexec", "--exec"))
+        reboot(link, agent)
+        return
+    link.run(("sync",), deadline_s=link.host.deadlines.return_s)
+    # systemctl's way unmounts first; without systemd the file systems' journals must do.
+    _leave(link, ("systemctl", "kexec") if _has_systemd(link) else (agent, "later", "kexec", "--exec"))
 
 
-def reboot(link: Link) -> None:
-    """Restart the machine by its init. Raises :class:`Cut` if it cannot even be asked."""
-    unload(link)
-    _leave(link, ("reboot",))
+def reboot(link: Link, agent: str) -> None:
+    """Restart the machine by its init. Raises :class:`Refused`, and Cut if it cannot even be asked."""
+    later = (agent, "later") if agent else ()  # So that an init that is quick does not break its own answer.
+    _leave(link, ("systemctl", "reboot") if _has_systemd(link) else (*later, "reboot"))
+
+
+def _has_systemd(link: Link) -> bool:
+    return bool(link.insist(lambda transport: transport.names(SYSTEMD), link.host.deadlines.answer_s))
 
 
 def one_time_entry_left(link: Link) -> bool:
@@ -137,7 +143,8 @@ def _leave(link: Link, argv: Sequence[str]) -> None:
 
 
 def _load_kexec(link: Link, image: Image, line: str) -> None:
-    argv = ["kexec", "--load", image.kernel, f"--command-line={line}"]
+    # --args-linux: a vmlinux is an ELF file, which kexec-tools would otherwise start without boot parameters.
+    argv = ["kexec", "--load", image.kernel, "--args-linux", f"--command-line={line}"]
     argv += [f"--initrd={image.initrd}"] if image.initrd else []
     reply = link.run(argv, root=True, deadline_s=link.host.deadlines.copy_s)
     if reply.returncode != 0:

@@ -81,7 +81,8 @@ def _reboot(machine: Machine) -> str:
         with contextlib.suppress(NotRun):
             _stop_program(machine)
             _put_back(machine)
-        boot.reboot(machine.link)
+        boot.unload(machine.link)
+        boot.reboot(machine.link, machine.agent)
     except (Cut, boot.Refused) as error:
         return str(error)
     return ""

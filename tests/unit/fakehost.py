@@ -238,7 +238,7 @@ class FakeHost:
     def do_kexec(self, *words: str) -> Reply:
         if words[0] == "--load":
             self.loaded = self.files[words[1]]
-            self.next_command_line = words[2].partition("=")[2]
+            self.next_command_line = words[3].partition("=")[2]
         elif words[0] == "--unload":
             self.loaded = None
         return OK
@@ -250,7 +250,8 @@ class FakeHost:
         elif self.files.get("/boot/grub/next_entry"):
             del self.files["/boot/grub/next_entry"]
             into = self._grub_kernel()
-        self.world.later(2.0, lambda: self.restart(into))
+        if verb == "kexec" or into is not GOOD or self.reboot_works:
+            self.world.later(2.0, lambda: self.restart(into))
         return OK
 
     def do_reboot(self) -> Reply:
@@ -288,6 +289,9 @@ class FakeHost:
     def agent_swapoff(self, device: str) -> Reply:
         self.swap.remove(device)
         return OK
+
+    def agent_later(self, *words: str) -> Reply:
+        return self.do_systemctl("kexec" if words[0] == "kexec" else "reboot")
 
     def agent_stop(self, folder: str) -> Reply:
         return OK
