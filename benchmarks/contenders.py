@@ -1,6 +1,7 @@
 """What is measured on one large recording, each in a process of its own: ``python -m benchmarks.contenders NAME FILE``.
 
-Each prints one line of JSON, :class:`Measured`. Its seconds begin after the imports and end with the result.
+Each prints one line of JSON: :class:`Measured`, and its peak of memory. The seconds begin after the imports and end with
+the result.
 """
 
 from __future__ import annotations
@@ -168,6 +169,16 @@ def disk_bytes() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)
 
 
+def peak_bytes() -> int:
+    """The most memory that this process has had resident (proc(5), VmHWM).
+
+    Not getrusage()'s ru_maxrss, which a program inherits from the process that started it (exec_mmap() of the kernel
+    keeps the larger of the two).
+    """
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) << 10
+
+
 def measure(work: Callable[[], int | Latency | dict[str, float] | Measured], path: Path) -> Measured:
     before, cpu, started = disk_bytes(), time.process_time(), time.perf_counter()
     made = work()
@@ -192,7 +203,7 @@ def main(name: str, file: str, faults: str = "0") -> None:
         found = measure(lambda: generate(path, int(faults)), path)
     else:
         found = measure(lambda: CONTENDERS[name](path), path)
-    print(json.dumps(dataclasses.asdict(found)))
+    print(json.dumps({"measured": dataclasses.asdict(found), "peak_bytes": peak_bytes()}))
 
 
 if __name__ == "__main__":

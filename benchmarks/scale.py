@@ -125,13 +125,11 @@ def compete(contender: Contender, path: Path) -> Row:
 def run(name: str, path: Path, *words: str) -> tuple[Measured, int]:
     """One contender in a process of its own: what it measured, and its peak resident bytes."""
     words = (sys.executable, "-m", "benchmarks.contenders", name, str(path), *words)
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
-        said = child.stdout.read() if child.stdout else ""
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode != 0:
-        sys.exit(f"{name} ended with {child.returncode}")
-    return Measured(**json.loads(said)), usage.ru_maxrss << 10
+    ended = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if ended.returncode != 0:
+        sys.exit(f"{name} ended with {ended.returncode}")
+    said = json.loads(ended.stdout)
+    return Measured(**said["measured"]), said["peak_bytes"]
 
 
 def forget(path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import big_recording, contenders, scale
+from benchmarks import __main__ as command
+from benchmarks import big_recording, contenders, scale, stages
 from orchestrator import recording as rec
 
 FAULTS = 30_011
@@ -64,6 +65,12 @@ def test_eight_times_the_faults_take_no_more_memory(tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] + (2 << 20) and peaks[1] < 64 << 20
 
 
+def test_a_contenders_peak_is_its_own_and_not_that_of_the_process_which_started_it(path: Path) -> None:
+    ours = np.ones(400 << 20, np.uint8)
+    measured, peak_bytes = scale.run("tables", path)
+    assert measured.faults == FAULTS and 10 << 20 < peak_bytes < ours.nbytes
+
+
 def test_hdrhistogram_is_held_against_the_exact_quantiles_of_the_same_faults(path: Path) -> None:
     pytest.importorskip("hdrh")
     found = contenders.with_hdrhistogram(path)
@@ -102,6 +109,18 @@ def test_too_small_a_disk_and_memory_are_named(tmp_path: Path) -> None:
     pandas = next(item for item in scale.CONTENDERS if item.name == "pandas")
     assert scale.memory_lacking(pandas, 10**12).startswith("needs 53405761 MiB of memory, ")
     assert scale.memory_lacking(pandas, 1000) == ""
+
+
+@pytest.mark.parametrize(("words", "begun"), [([], ["stages", 7]), (["stages"], ["stages"]), (["scale"], [7])])
+def test_both_parts_are_run_if_none_is_named(
+    words: list[str], begun: list[str | int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | int] = []
+    monkeypatch.setattr(stages, "main", lambda: seen.append("stages"))
+    monkeypatch.setattr(scale, "main", lambda faults, folder, write: seen.append(faults))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words, "--faults", "7"])
+    command.main()
+    assert seen == begun
 
 
 def test_the_table_is_put_between_the_marks_of_a_file_and_nowhere_else(tmp_path: Path) -> None:
