@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator import stale, trial
+from orchestrator.doctor import Accel
 from orchestrator.experiment import SelftestCell, TargetSpec
+from orchestrator.image import Guests
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import TrialResult
+from orchestrator.target import qemu
 from orchestrator.target.target import Pool, Target
 
 
@@ -43,10 +46,7 @@ class Bench:
 
     def runs(self, item: Trial) -> bool:
         """Whether what a trial needs was built: all others go on without it."""
-        needed: list[BuiltKernel | BuiltSelftests] = [*self.kernels]
-        if isinstance(item.cell, SelftestCell):
-            needed += self.tests
-        return all(built.build == "ok" for built in needed if built.arm == item.arm)
+        return was_built(item, self.kernels, self.tests)
 
     def hold(self, trials: Sequence[Trial]) -> AbstractContextManager[None]:
         """What the trials of one block share while they run: in a lab, their machine."""
@@ -73,3 +73,16 @@ class Bench:
         if isinstance(item.cell, SelftestCell) and self.test_target is not None:
             target = self.test_target
         return trial.run_trial(item, self.spec, vmlinux, target, folder, rerun, only, tests)
+
+
+def was_built(item: Trial, kernels: Sequence[BuiltKernel], tests: Sequence[BuiltSelftests]) -> bool:
+    """Whether the kernel of a trial's arm compiled, and if it runs them the arm's selftests."""
+    needed: list[BuiltKernel | BuiltSelftests] = [*kernels]
+    if isinstance(item.cell, SelftestCell):
+        needed += tests
+    return all(built.build == "ok" for built in needed if built.arm == item.arm)
+
+
+def make_emulator(accel: Accel, machine: str, guests: Guests) -> qemu.QemuTarget:
+    """QEMU on this machine: emulating by threads, it must know the frequency of this machine's TSC."""
+    return qemu.QemuTarget(accel, machine, guests, qemu.measure_tsc_khz(guests) if accel == "tcg" else 0)

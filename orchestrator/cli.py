@@ -14,7 +14,7 @@ from typing import get_args
 
 import click
 
-from orchestrator import __version__, cache, cli_nights, doctor, experiment, image, plan, proc, run
+from orchestrator import __version__, cache, cli_engine, cli_nights, doctor, experiment, image, plan, proc, run
 from orchestrator.analysis import stopping
 from orchestrator.analysis.model import COMPARISON_FILE, Comparison, from_json
 from orchestrator.errors import (
@@ -62,12 +62,17 @@ def cli(debug: bool) -> None:
 )
 @click.option("--jobs", type=click.IntRange(1), help="Trials at a time. Default: all CPUs under icount, else 1.")
 @click.option("--gate", is_flag=True, help="Exit with 3 if something regressed or a check failed.")
-def run_command(config: Path, results: Path, jobs: int | None, gate: bool) -> int:
+@cli_engine.engine_options
+def run_command(
+    config: Path, results: Path, jobs: int | None, gate: bool, engine: str | None, patience: float | None
+) -> int:
     """Run the experiment in CONFIG: build the kernels, run the trials, write the report.
 
     A run that was interrupted goes on where it was when the same command is given again.
     """
-    finished = run.run(config, results, jobs, ["orch", *sys.argv[1:]], Reporter())
+    reporter = Reporter()
+    with cli_engine.open_cluster(engine, patience, reporter) as cluster:
+        finished = run.run(config, results, jobs, ["orch", *sys.argv[1:]], reporter, cluster=cluster)
     click.echo((finished.run / "report.txt").read_text("utf-8"))
     click.echo(f"report: {finished.run / 'report.html'}")
     if finished.failed_stage:
@@ -225,7 +230,7 @@ def table_command(run_folder: Path, output: Path) -> int:
     return EXIT_OK
 
 
-for command in cli_nights.COMMANDS:
+for command in (*cli_nights.COMMANDS, cli_engine.worker_command):
     cli.add_command(command)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator import cli_engine
 from orchestrator.analysis.model import METRICS, Metric
 from orchestrator.errors import EXIT_GATE, EXIT_OK, UserError
 from orchestrator.nights import catalogue, chronicle, compare, history, nightly, page
@@ -30,8 +31,15 @@ results_option = click.option(
     type=click.Path(path_type=Path),
     help="Count RUN as good from now on although something in it is worse. Without CONFIG, do only this.",
 )
+@cli_engine.engine_options
 def nightly_command(
-    configs: Sequence[Path], results: Path, jobs: int | None, gate: bool, accept: Sequence[Path]
+    configs: Sequence[Path],
+    results: Path,
+    jobs: int | None,
+    gate: bool,
+    accept: Sequence[Path],
+    engine: str | None,
+    patience: float | None,
 ) -> int:
     """Run every CONFIG with the newest kernel tree that its source has, and compare each with its last good run.
 
@@ -49,7 +57,15 @@ def nightly_command(
         raise UserError("CONFIG is missing", hint="orch nightly configs/quickstart.yaml --gate")
     if not configs:
         return EXIT_OK
-    night = nightly.run_night(configs, results.absolute(), jobs, ["orch", *sys.argv[1:]], Reporter())
+    reporter = Reporter()
+    night = nightly.run_night(
+        configs,
+        results.absolute(),
+        jobs,
+        ["orch", *sys.argv[1:]],
+        reporter,
+        lambda: cli_engine.open_cluster(engine, patience, reporter),
+    )
     written, text = page.write(results.absolute())
     click.echo(text.read_text("utf-8"))
     click.echo(f"page: {written}")

@@ -96,6 +96,14 @@ class TargetError(StageError):
     """A target cannot do what was asked of it on this machine."""
 
 
+class EngineError(StageError):
+    """The cluster that runs the trials cannot be reached, or nobody is left there to run them."""
+
+
+class ShippingError(EngineError):
+    """What came over the network is not what was asked for, or not what was sent."""
+
+
 class StoreError(StageError):
     """The results or cache folder cannot be used: locked, full, or of another run."""
 

@@ -97,19 +97,21 @@ def make_manifest(
     guests_id: str = "",
     machines: Sequence[str] = (),
     lab_fragments: Sequence[Path] = (),
+    qemu: str | None = None,
 ) -> Manifest:
     """Hash every input and look at the host. ``run`` stays empty until the store creates or finds the folder.
 
     ``guests_id`` is the content of the guest programs (:class:`orchestrator.image.Guests`): a run is not continued with
     others than it began with; ``machines`` likewise, the identities of a lab's. ``lab_fragments`` are kernel config
-    fragments besides the experiment's own.
+    fragments besides the experiment's own. ``qemu`` is the version of QEMU, if it is other machines'.
 
     Raises :class:`UserError` for an input that cannot be read.
     """
     fragments = tuple(file_id(path) for path in (*experiment.kernel.fragments, *lab_fragments))
     arms = tuple(ArmFiles(arm.name, tuple(file_id(path) for path in arm.patches)) for arm in experiment.arms)
     host = examine_host()
-    qemu = qemu_version() if experiment.target.kind == "qemu" else ""
+    if qemu is None:
+        qemu = qemu_version() if experiment.target.kind == "qemu" else ""
     # A running kernel is the kernel under test of `local`: another kernel, another run.
     environment = [__version__, guests_id, accel, qemu, host.kernel if experiment.target.kind == "local" else ""]
     environment += machines
@@ -151,8 +153,8 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def provenance(manifest: Manifest) -> Provenance:
-    """What a reader needs to repeat the run."""
+def provenance(manifest: Manifest, workers: Sequence[tuple[str, str]] = ()) -> Provenance:
+    """What a reader needs to repeat the run. ``workers`` are rows about other machines that ran its trials."""
     host = manifest.host
     rows = [
         ("run", manifest.run),
@@ -161,6 +163,7 @@ def provenance(manifest: Manifest) -> Provenance:
         ("target", f"{manifest.target}, {manifest.accel_why}"),
         ("seeds", ", ".join(map(str, manifest.seeds[:8])) + (" …" if len(manifest.seeds) > 8 else "")),
         ("host", f"{host.cpu}, {host.cores} CPUs, {host.mem_mib} MiB, Linux {host.kernel}"),
+        *workers,
         ("QEMU", manifest.qemu_version or "not used"),
         ("tool", f"orchestrator {manifest.tool_version} {manifest.tool_commit}".rstrip()),
     ]

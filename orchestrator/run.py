@@ -10,14 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator import cache, doctor, engine, experiment, image, plan, proc, selftests, stale, trials
 from orchestrator.analysis import analyse, samples, stopping, tracedsamples
 from orchestrator.analysis.built import Kernel
 from orchestrator.analysis.model import Comparison
-from orchestrator.bench import Bench, RunningKernel
+from orchestrator.bench import Bench, RunningKernel, make_emulator
 from orchestrator.doctor import Accel
+from orchestrator.engine import LocalRunner, Runner, facts, kit
 from orchestrator.errors import StoreError, UserError
 from orchestrator.experiment import Experiment, StaleCase, StaleOp
 from orchestrator.image import Guests
@@ -36,6 +37,9 @@ from orchestrator.store import MANIFEST, RECORDING, Store
 from orchestrator.target import labtarget, local, qemu
 from orchestrator.target.pool import NoMachineLeft
 from orchestrator.target.target import Target
+
+if TYPE_CHECKING:  # Dask takes half a second to import: only who uses it waits for it.
+    from orchestrator.engine.cluster import Cluster
 
 EXPERIMENT = "experiment.json"  # with every path resolved, so that a report needs no file but the run's own
 PLAN = "plan.json"
@@ -86,15 +90,17 @@ def run(
     reporter: Reporter,
     *,
     update: bool = False,
+    cluster: Cluster | None = None,
 ) -> Finished:
-    """Run the experiment in ``config``, or go on with a run of it that was interrupted.
+    """Run the experiment in ``config``, or go on with a run of it that was interrupted; on a cluster, or here.
 
     ``update``: a new run takes the newest that the kernel's sources have, not what the cache has of them.
     Raises :class:`UserError` before anything is built if it cannot work, :class:`StageError` if a stage fails.
     """
     began = time.monotonic()
-    setting = settle(experiment.load(config), reporter)
-    jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs, len(setting.hosts))
+    setting = settle(experiment.load(config), reporter, cluster)
+    if cluster is None:
+        jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs, len(setting.hosts))
     seeds = setting.plan.seeds
     guests = image.build_guests(reporter.say)
     manifest = make_manifest(
@@ -106,10 +112,12 @@ def run(
         guests_id=guests.content_id,
         machines=[host.identity for host in setting.hosts],
         lab_fragments=selection.fragments(setting.experiment),
+        qemu=None if cluster is None else cluster.qemu_version(),
     )
     with Store.open_or_create(results.absolute(), setting.experiment, manifest) as store:
         done = store.finished_trials()
-        reporter.say(_opening(store, setting, len(done), jobs))
+        room = f"{jobs or 'as many as there is room for'} at a time"
+        reporter.say(_opening(store, setting, len(done), room))
         store.save(EXPERIMENT, setting.experiment)
         store.save(PLAN, setting.plan)
         tree = take_tree(setting.experiment, store, reporter, begun=bool(done), update=update)
@@ -121,15 +129,15 @@ def run(
             keep.keep_config(store, kernel)
         tests = selftests.build(setting.experiment, tree, store.run / "patches", reporter)
         selftests.save(store, tests)
-        bench = make_bench(setting, guests, kernels, tests, reporter)
+        runner = make_runner(setting, guests, kernels, tests, reporter, store, cluster)
         before_trials = time.monotonic()
-        conductor = trials.Conductor(setting.experiment, setting.plan, setting.accel, jobs, store, bench, reporter)
+        conductor = trials.Conductor(setting.experiment, setting.plan, setting.accel, jobs, store, runner, reporter)
         try:
             conductor.run(done)
         except NoMachineLeft as error:
             raise trials.stopped(report(store).run, conductor, error) from error
         finally:
-            bench.close()
+            runner.close()
         trials_seconds = time.monotonic() - before_trials
         reporter.say("writing the report")
         finished = report(store)
@@ -162,25 +170,31 @@ def time_split(total: float, kernels: Sequence[BuiltKernel], trials: float) -> s
     )
 
 
-def settle(chosen: Experiment, reporter: Reporter) -> Setting:
-    """Decide the accelerator by asking this machine, and lay out the trials.
+def settle(chosen: Experiment, reporter: Reporter, cluster: Cluster | None = None) -> Setting:
+    """Decide the accelerator by asking this machine, or the cluster's workers, and lay out the trials.
 
     Raises :class:`UserError` if the target cannot work here, or the schedule cannot lead to any verdict.
     """
     stopping.check(chosen)
     accel: Accel | Literal["local", "ssh"]
     hosts = selection.machines(chosen)
+    pick_accel = doctor.pick_accel if cluster is None else cluster.pick_accel
+    if cluster is not None and chosen.target.kind != "qemu":
+        raise UserError(
+            f"target: {chosen.target.kind} is of this machine, and workers have each their own",
+            hint="leave out --engine, or use a config with target.kind: qemu",
+        )
     if chosen.target.kind == "local":
         local.check_local()
         accel, why = "local", "the kernel that is running, through its own /dev/kvm"
     elif chosen.target.kind == "ssh":
         accel, why = "ssh", ", ".join(f"{host.name} ({host.boot})" for host in hosts)
     else:
-        choice = doctor.pick_accel(chosen.target.accel, chosen.target.cpus)
+        choice = pick_accel(chosen.target.accel, chosen.target.cpus)
         accel, why = choice.accel, choice.why
     reporter.say(f"target: {chosen.target.kind}, {why}")
     spec = chosen.selftests
-    test_accel = None if spec is None else doctor.pick_accel(spec.accel, spec.cpus).accel
+    test_accel = None if spec is None else pick_accel(spec.accel, spec.cpus).accel
     return Setting(chosen, plan.make_plan(chosen), accel, why, test_accel, hosts)
 
 
@@ -249,12 +263,7 @@ def make_qemu(setting: Setting, guests: Guests) -> qemu.QemuTarget:
     """QEMU with the accelerator that was chosen. Raises :class:`UserError` for another target, which has none."""
     if setting.accel == "local" or setting.accel == "ssh":
         raise UserError(f"target: {setting.accel} boots nothing here", hint="use a config with target.kind: qemu")
-    return _qemu(setting, guests, setting.accel)
-
-
-def _qemu(setting: Setting, guests: Guests, accel: Accel) -> qemu.QemuTarget:
-    tsc_khz = qemu.measure_tsc_khz(guests) if accel == "tcg" else 0
-    return qemu.QemuTarget(accel, setting.experiment.target.machine, guests, tsc_khz)
+    return make_emulator(setting.accel, setting.experiment.target.machine, guests)
 
 
 def make_bench(
@@ -265,13 +274,30 @@ def make_bench(
     reporter: Reporter,
 ) -> Bench:
     """What trials need, with their targets."""
-    test_target = _qemu(setting, guests, setting.test_accel) if setting.test_accel else None
+    machine, accel = setting.experiment.target.machine, setting.test_accel
+    test_target = make_emulator(accel, machine, guests) if accel else None
     target: Target
     if setting.accel == "ssh":
         target = labtarget.make_pool(setting.hosts, guests, kernels, reporter.say)
     else:
         target = make_target(setting, guests)
     return Bench(setting.experiment.target, kernels, tests, target, test_target)
+
+
+def make_runner(
+    setting: Setting,
+    guests: Guests,
+    kernels: Sequence[BuiltKernel],
+    tests: Sequence[BuiltSelftests],
+    reporter: Reporter,
+    store: Store,
+    cluster: Cluster | None,
+) -> Runner:
+    """What runs the trials: this process, or the workers of a cluster."""
+    if cluster is None or setting.accel == "local" or setting.accel == "ssh":  # settle() refuses these with a cluster.
+        return LocalRunner(make_bench(setting, guests, kernels, tests, reporter), store)
+    accels = (setting.accel, setting.test_accel)
+    return cluster.runner(kit.pack(setting.experiment.target, accels, guests, kernels, tests), store)
 
 
 def report(store: Store) -> Finished:
@@ -299,7 +325,8 @@ def report(store: Store) -> Finished:
     )
     samples.write_samples(chosen, results, store.run / trials.TRIALS, store.run / "samples.parquet")
     tracedsamples.write_traced(chosen, results, store.run / trials.TRIALS, store.run / "traced.parquet")
-    written = write.write_all(analysis.comparison, analysis.curves, provenance(manifest), store.run)
+    origin = provenance(manifest, facts.rows(facts.load(store.run)))
+    written = write.write_all(analysis.comparison, analysis.curves, origin, store.run)
     return Finished(store.run, analysis.comparison, written)
 
 
@@ -391,9 +418,9 @@ def _existing(run_folder: Path) -> Store:
     return Store.read(run_folder)
 
 
-def _opening(store: Store, setting: Setting, done: int, jobs: int) -> str:
+def _opening(store: Store, setting: Setting, done: int, room: str) -> str:
     at_most = "at most " if setting.experiment.schedule.until == "decided" else ""
     total = f"{at_most}{len(setting.plan.trials)} trials"
     verb = f"going on with {store.run} ({done} of {total} are done)" if done else f"run: {store.run}"
     arms_cells = f"{len(setting.experiment.arms)} arms, {len(setting.experiment.cells)} cells"
-    return f"{verb}\n{total}: {arms_cells}, {jobs} at a time"
+    return f"{verb}\n{total}: {arms_cells}, {room}"

@@ -216,14 +216,21 @@ def to_json(value: object) -> bytes:
 def load_json(path: Path, cls: type[T]) -> T:
     """Read :func:`to_json`'s output strictly; :class:`StoreError` names the file and the first thing that is wrong."""
     try:
-        loaded: T = _adapter(cls).validate_json(path.read_bytes(), strict=True)
+        data = path.read_bytes()
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    return parse_json(data, cls, str(path))
+
+
+def parse_json(data: bytes, cls: type[T], name: str) -> T:
+    """:func:`load_json` of what is no file yet; ``name`` says what it is."""
+    try:
+        parsed: T = _adapter(cls).validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise StoreError(f"{path} is damaged: {where}: {first['msg']}") from error
-    return loaded
+        raise StoreError(f"{name} is damaged: {where}: {first['msg']}") from error
+    return parsed
 
 
 def make_folder(path: Path) -> Path:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import engine, proc
 from orchestrator.analysis import compare, measure, stopping
 from orchestrator.analysis.model import CellStop
-from orchestrator.bench import Bench
+from orchestrator.engine import Runner
 from orchestrator.experiment import Experiment, SelftestCell
 from orchestrator.plan import Block, Plan, Trial
 from orchestrator.progress import Reporter, Stage
@@ -30,17 +28,16 @@ class Conductor:
     experiment: Experiment
     plan: Plan
     accel: str
-    jobs: int
+    jobs: int | None
     store: Store
-    bench: Bench
+    runner: Runner
     reporter: Reporter
     results: dict[str, TrialResult] = field(default_factory=dict)
     _read: dict[str, compare.Boot] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, done: Sequence[TrialResult]) -> None:
-        """Run everything; what is raised by a trial ends it, see :func:`orchestrator.engine.execute`."""
-        done = self.bench.resume(self.plan, done)
+        """Run everything; what is raised by a trial ends it, see :class:`orchestrator.engine.Runner`."""
+        done = self.runner.resume(self.plan, done)
         self.results = {item.id: item for item in done}
         total = len(self._runnable(self.plan.blocks))
         measuring, tests = phases(self.plan)
@@ -82,32 +79,21 @@ class Conductor:
         return self._read[result.id]
 
     def _runnable(self, blocks: Sequence[Block]) -> list[Trial]:
-        return [trial for block in blocks for trial in block.trials if self.bench.runs(trial)]
+        return [trial for block in blocks for trial in block.trials if self.runner.runs(trial)]
 
-    def _execute(self, blocks: Sequence[Block], accel: str, jobs: int, counter: _Counter, stage: Stage) -> None:
+    def _execute(self, blocks: Sequence[Block], accel: str, jobs: int | None, counter: _Counter, stage: Stage) -> None:
         def on_result(result: TrialResult) -> None:
             self.results[result.id] = result
             counter.count(result, stage)
 
-        skipped = [trial.id for block in blocks for trial in block.trials if not self.bench.runs(trial)]
-        finished = [*self.results, *skipped]
-        engine.execute(Plan(tuple(blocks)), finished, accel, jobs, self._run_one, on_result, self.bench.hold)
-
-    def _run_one(self, item: Trial) -> TrialResult:
-        with self._lock:
-            folder = self.store.begin_trial(item.id)
-        rerun = proc.quote(["orch", "trial", self.store.run, item.id])
-        result = self.bench.run(item, folder, rerun)
-        with self._lock:
-            self.store.set_aside(item.id)
-        self.store.finish_trial(result)
-        return result
+        skipped = [trial.id for block in blocks for trial in block.trials if not self.runner.runs(trial)]
+        self.runner.execute(Plan(tuple(blocks)), [*self.results, *skipped], accel, jobs, on_result)
 
 
 def stopped(run: Path, conductor: Conductor, why: NoMachineLeft) -> NoMachineLeft:
     """No machine of the lab is left: what there is, and what is missing. The run can be gone on with."""
     done = {item.id for item in conductor.store.finished_trials()}
-    missing = [item.id for item in conductor.plan.trials if item.id not in done and conductor.bench.runs(item)]
+    missing = [item.id for item in conductor.plan.trials if item.id not in done and conductor.runner.runs(item)]
     shown = ", ".join(missing[:MISSING_SHOWN]) + (" …" if len(missing) > MISSING_SHOWN else "")
     return NoMachineLeft(
         f"{why.what}\n{len(done)} trials have ended, see {run / 'report.txt'}; {len(missing)} have not run: {shown}",

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator import experiment, run
 from orchestrator.analysis.model import Comparison
@@ -26,6 +26,11 @@ from orchestrator.nights.compare import Versus, versus
 from orchestrator.nights.sameness import examine
 from orchestrator.progress import Reporter
 from orchestrator.store import load_json, make_folder, take_lock, to_json, write_atomic
+
+if TYPE_CHECKING:
+    from orchestrator.engine.cluster import Cluster
+
+    OpenCluster = Callable[[], contextlib.AbstractContextManager[Cluster | None]]
 
 NIGHTS = "nights"
 LOCK = ".lock"
@@ -75,10 +80,16 @@ def nights_folder(results: Path) -> Path:
 
 
 def run_night(
-    configs: Sequence[Path], results: Path, jobs: int | None, command: Sequence[str], reporter: Reporter
+    configs: Sequence[Path],
+    results: Path,
+    jobs: int | None,
+    command: Sequence[str],
+    reporter: Reporter,
+    open_cluster: OpenCluster = contextlib.nullcontext,
 ) -> Night:
     """Run every experiment, whatever becomes of the others, and leave a record of the night.
 
+    ``open_cluster`` gives each experiment the machines for its trials, None for this process.
     An experiment whose last run was interrupted goes on with it. Raises :class:`StoreError` if another night is
     running in this folder.
     """
@@ -88,7 +99,7 @@ def run_night(
     with contextlib.closing(take_lock(folder / LOCK)):
         record = _free(folder, began)
         for config in configs:
-            entry = one(config, results, jobs, command, reporter)
+            entry = one(config, results, jobs, command, reporter, open_cluster)
             reporter.say(f"{entry.experiment}: {entry.state}")
             night = replace(night, entries=(*night.entries, entry))
             write_atomic(record, to_json(night))
@@ -97,14 +108,22 @@ def run_night(
     return night
 
 
-def one(config: Path, results: Path, jobs: int | None, command: Sequence[str], reporter: Reporter) -> Entry:
+def one(
+    config: Path,
+    results: Path,
+    jobs: int | None,
+    command: Sequence[str],
+    reporter: Reporter,
+    open_cluster: OpenCluster = contextlib.nullcontext,
+) -> Entry:
     """One experiment: run it, compare it, and put whatever goes wrong into the record instead of ending the night."""
     began = time.monotonic()
     reporter.say(f"--- {config}")
     entry = Entry(str(config), config.stem, "stage failed")
     try:
         entry = replace(entry, experiment=experiment.load(config).name)
-        finished = run.run(config, results, jobs, command, reporter, update=True)
+        with open_cluster() as cluster:
+            finished = run.run(config, results, jobs, command, reporter, update=True, cluster=cluster)
         entry = _entry(entry, finished, catalogue.read(finished.run), results)
     except OrchError as error:
         entry = replace(

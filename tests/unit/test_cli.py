@@ -275,3 +275,25 @@ def test_reporter_writes_to_the_standard_error_of_the_moment(monkeypatch: pytest
     monkeypatch.setattr(sys, "stderr", stream)
     cli.Reporter().say("here")
     assert stream.getvalue() == "here\n"
+
+
+# --- trials elsewhere -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "x.yaml", "--patience", "3"], "--patience is for --engine dask://HOST:PORT"),
+        (["run", "x.yaml", "--engine", "127.0.0.1:1"], "'127.0.0.1:1' is no address of a scheduler"),
+        (["nightly", "x.yaml", "--engine", "tcp://127.0.0.1:1"], "is no address of a scheduler"),
+        (["worker", "dask://127.0.0.1:1", "--offer", "xen=1"], "'xen=1' offers nothing"),
+        (["worker", "127.0.0.1", "--offer", "icount=1"], "'127.0.0.1' is no address of a scheduler"),
+    ],
+)
+def test_where_trials_run_is_checked_first(
+    words: list[str], says: str, orch: Orch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path).rename(tmp_path / "x.yaml")
+    ended = orch(*words)
+    assert ended.code == 1 and says in ended.out + ended.err

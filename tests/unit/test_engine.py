@@ -171,7 +171,7 @@ def test_an_interrupt_does_not_wait_for_the_trials_that_run() -> None:
 
 @pytest.fixture
 def four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(engine.local.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
 
 
 @pytest.mark.usefixtures("four_cpus")

@@ -11,6 +11,7 @@ import pytest
 from test_engine import experiment, result
 
 from orchestrator import engine
+from orchestrator.errors import UserError
 from orchestrator.lab.machine import MachineGone
 from orchestrator.plan import Plan, Trial, make_plan
 from orchestrator.results import Outcome, TrialResult
@@ -197,5 +198,5 @@ def test_trials_of_kernels_that_were_not_built_are_not_missing() -> None:
 def test_as_many_trials_at_once_as_there_are_machines() -> None:
     chosen = experiment("ssh")
     assert engine.choose_jobs(chosen, "ssh", None, 3) == 3 and engine.choose_jobs(chosen, "ssh", 1, 3) == 1
-    with pytest.raises(engine.UserError, match="--jobs 4, and 3 machines"):
+    with pytest.raises(UserError, match="--jobs 4, and 3 machines"):
         engine.choose_jobs(chosen, "ssh", 4, 3)

@@ -40,7 +40,13 @@ def test_no_two_rooms_import_each_other_on_any_way_round() -> None:
 
 @pytest.mark.parametrize(
     ("room", "importers"),
-    [("cli", set()), ("cli_nights", {"cli"}), ("nights", {"cli_nights"}), ("run", {"cli", "nights"})],
+    [
+        ("cli", set()),
+        ("cli_nights", {"cli"}),
+        ("cli_engine", {"cli", "cli_nights"}),
+        ("nights", {"cli_nights"}),
+        ("run", {"cli", "nights"}),
+    ],
 )
 def test_the_top_of_the_house_is_imported_only_from_above(room: str, importers: set[str]) -> None:
     assert {name for name, found in rooms().items() if room in found} == importers

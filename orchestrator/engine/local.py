@@ -1,4 +1,4 @@
-"""Where trials execute: in this process, several at a time where that cannot disturb what they measure."""
+"""The engine ``local``: trials execute in this process, several at a time where that disturbs no measurement."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from orchestrator import proc
+from orchestrator.bench import Bench
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.lab.machine import MachineGone
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import Outcome, TrialResult
+from orchestrator.store import Store
 
 POLL_S = 0.2
 # A block that took two machines down is not tried on a third one: that is the kernel's doing, not bad luck.
@@ -56,12 +59,28 @@ def choose_jobs(experiment: Experiment, accel: str, wanted: int | None, machines
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """Trials that run one after the other in one place: ``left`` of ``whole``; ``machines`` have been lost to it."""
+class Unit:
+    """Trials that run one after the other in one place: ``left`` of ``whole``, a block or a trial.
+
+    ``machines`` have been lost to it.
+    """
 
     whole: tuple[Trial, ...]
     left: tuple[Trial, ...]
     machines: int = 0
+
+
+def units(plan: Plan, finished: Iterable[str], accel: str) -> list[Unit]:
+    """What must run in one place, one trial after the other, of the trials whose ids are not in ``finished``.
+
+    A block, since its trials are compared with each other; under icount, where nothing can disturb it, each trial.
+    """
+    done = set(finished)
+    groups: list[tuple[Trial, ...]] = [block.trials for block in plan.blocks]
+    if accel == "icount":
+        groups = [(trial,) for trial in plan.trials]
+    found = (Unit(group, tuple(trial for trial in group if trial.id not in done)) for group in groups)
+    return [unit for unit in found if unit.left]
 
 
 def execute(
@@ -75,22 +94,16 @@ def execute(
 ) -> None:
     """Run every trial of ``plan`` whose id is not in ``finished``; ``on_result`` sees each result in this thread.
 
-    Trials of a block run one after the other in one worker, since they are compared with each other; under icount,
-    where nothing can disturb them, each is a unit of its own. ``hold`` is entered around a unit, with its trials. One
+    The trials of one of the :func:`units` run in one thread. ``hold`` is entered around a unit, with its trials. One
     whose machine is lost in the middle is repeated as a whole on another machine. What ``run_one`` or ``hold`` raises
     ends the execution after the trials that run already; an interrupt (Ctrl-C) ends it at once and leaves them to die
     with this process.
     """
-    done = set(finished)
-    groups: list[tuple[Trial, ...]] = [block.trials for block in plan.blocks]
-    if accel == "icount":
-        groups = [(trial,) for trial in plan.trials]
-    units = (_Unit(group, tuple(trial for trial in group if trial.id not in done)) for group in groups)
-    waiting = deque(unit for unit in units if unit.left)
+    waiting = deque(units(plan, finished, accel))
     results: queue.SimpleQueue[TrialResult] = queue.SimpleQueue()
     stop = threading.Event()
     pool = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="trial")
-    running: set[Future[_Unit | None]] = set()
+    running: set[Future[Unit | None]] = set()
     try:
         while True:
             while len(running) < jobs and waiting:
@@ -120,7 +133,7 @@ def _hand_over(results: queue.SimpleQueue[TrialResult], on_result: OnResult) -> 
             on_result(results.get_nowait())
 
 
-def _run_unit(unit: _Unit, run_one: RunOne, put: OnResult, stop: threading.Event, hold: Hold) -> _Unit | None:
+def _run_unit(unit: Unit, run_one: RunOne, put: OnResult, stop: threading.Event, hold: Hold) -> Unit | None:
     """Run a unit to its end; what of it must run on another machine, or None."""
     with hold(unit.left):
         for place, trial in enumerate(unit.left):
@@ -129,14 +142,14 @@ def _run_unit(unit: _Unit, run_one: RunOne, put: OnResult, stop: threading.Event
             try:
                 result = run_one(trial)
             except MachineGone:
-                return _Unit(unit.whole, unit.whole, unit.machines)
+                return Unit(unit.whole, unit.whole, unit.machines)
             put(result)
             if result.machine_lost:
-                return _elsewhere(unit, unit.left[place + 1 :], result)
+                return elsewhere(unit, unit.left[place + 1 :], result)
     return None
 
 
-def _elsewhere(unit: _Unit, rest: tuple[Trial, ...], last: TrialResult) -> _Unit | None:
+def elsewhere(unit: Unit, rest: tuple[Trial, ...], last: TrialResult) -> Unit | None:
     """What runs again when a machine was lost: all of the block, since its trials are compared with each other.
 
     Not if all it lacks is an answer that we have: its last trial's kernel panicked. And not without end.
@@ -144,5 +157,42 @@ def _elsewhere(unit: _Unit, rest: tuple[Trial, ...], last: TrialResult) -> _Unit
     if not rest and last.outcome not in (Outcome.LOST, Outcome.NOT_RUN):
         return None
     if unit.machines + 1 < MAX_MACHINES:
-        return _Unit(unit.whole, unit.whole, unit.machines + 1)
-    return _Unit(unit.whole, rest, unit.machines + 1) if rest else None
+        return Unit(unit.whole, unit.whole, unit.machines + 1)
+    return Unit(unit.whole, rest, unit.machines + 1) if rest else None
+
+
+@dataclass(frozen=True)
+class LocalRunner:
+    """A :class:`~orchestrator.engine.Runner` in this process."""
+
+    bench: Bench
+    store: Store
+
+    def runs(self, item: Trial) -> bool:
+        """See :class:`~orchestrator.engine.Runner`."""
+        return self.bench.runs(item)
+
+    def resume(self, plan: Plan, done: Sequence[TrialResult]) -> Sequence[TrialResult]:
+        """See :class:`~orchestrator.engine.Runner`."""
+        return self.bench.resume(plan, done)
+
+    def execute(self, plan: Plan, finished: Iterable[str], accel: str, jobs: int | None, on_result: OnResult) -> None:
+        """See :class:`~orchestrator.engine.Runner` and :func:`execute`."""
+        lock = threading.Lock()
+
+        def run_one(item: Trial) -> TrialResult:
+            with lock:
+                folder = self.store.begin_trial(item.id)
+            rerun = proc.quote(["orch", "trial", self.store.run, item.id])
+            result = self.bench.run(item, folder, rerun)
+            with lock:
+                self.store.set_aside(item.id)
+            self.store.finish_trial(result)
+            return result
+
+        at_once = jobs or len(os.sched_getaffinity(0))
+        execute(plan, finished, accel, at_once, run_one, on_result, self.bench.hold)
+
+    def close(self) -> None:
+        """See :class:`~orchestrator.engine.Runner`."""
+        self.bench.close()

@@ -1,0 +1,166 @@
+"""The engine ``dask``: trials execute on the workers of a Dask cluster, results are kept here.
+
+The client alone writes the run's folder, so killing it loses nothing that was stored, and killing anything else nothing
+at all: a block whose worker dies is run again elsewhere. Dask runs whatever code it is sent, on workers and client: the
+scheduler's port must be reachable for nobody else (loopback, a tunnel, or TLS).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator import proc
+from orchestrator.bench import was_built
+from orchestrator.doctor import Accel, AccelChoice
+from orchestrator.engine import facts, local
+from orchestrator.engine.dispatch import POLL_S, Dispatch, Work, nobody, waiting_for
+from orchestrator.engine.identity import SOURCES_ID
+from orchestrator.engine.kit import Kit, Packing
+from orchestrator.engine.link import Link, LinkError, Say
+from orchestrator.engine.local import OnResult, Unit
+from orchestrator.engine.remote import Order
+from orchestrator.engine.roster import Roster
+from orchestrator.experiment import SelftestCell
+from orchestrator.plan import Plan, Trial
+from orchestrator.results import TrialResult
+from orchestrator.store import Store
+
+BEST_FIRST: tuple[Accel, ...] = ("kvm", "icount", "tcg")
+
+
+class Cluster:
+    """The workers at ``engine`` (``dask://HOST:PORT``). A context manager.
+
+    ``patience_s`` is how long it waits for a scheduler and for a first worker, at the start and whenever they have
+    gone. Entering raises :class:`UserError` for an address that is none and :class:`EngineError` if nobody answers.
+    """
+
+    def __init__(self, engine: str, patience_s: float, say: Say) -> None:
+        self.engine = engine
+        self._patience_s = patience_s
+        self._link = Link(engine, say)
+        self._roster = Roster(self._link, say)
+
+    def __enter__(self) -> Cluster:
+        self._link.connect(self._patience_s)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
+    def pick_accel(self, wanted: Accel | Literal["auto"], cpus: int) -> AccelChoice:
+        """The accelerator of a target with ``cpus`` CPUs, by what the workers offer; waits for the first that does.
+
+        Raises :class:`EngineError` if none comes, with the reason of each worker that cannot be used.
+        """
+        ends = time.monotonic() + self._patience_s
+        told = False
+        while True:
+            self._look()
+            for accel in BEST_FIRST if wanted == "auto" else (wanted,):
+                if accel == "icount" and cpus > 1:
+                    continue
+                offers = [member for member in self._roster.members if member.slots(accel)]
+                if offers:
+                    if self._roster.qemu is None:
+                        self._roster.choose_qemu(accel)
+                    why = "as the experiment says" if wanted == accel else "the best that they offer"
+                    return AccelChoice(accel, f"{accel} on the workers at {self.engine}, {why}")
+            if time.monotonic() >= ends or self._refuses_all():
+                raise nobody(wanted, self._patience_s, self._roster)
+            if not told:
+                self._roster.say(waiting_for(wanted, self.engine))
+                told = True
+            time.sleep(POLL_S)
+
+    def qemu_version(self) -> str:
+        """Of all workers that are used; known once :meth:`pick_accel` has chosen."""
+        return self._roster.qemu or ""
+
+    def slots(self, accel: str) -> int:
+        """How many boots run at once on the workers that are there now."""
+        return sum(member.slots(accel) for member in self._roster.members)
+
+    def runner(self, packing: Packing, store: Store) -> ClusterRunner:
+        """What runs the trials of a run; workers get what they lack of the packing before their first trial."""
+        self._roster.packing = packing
+        return ClusterRunner(self, packing, store)
+
+    def dispatch(self, work: Work, store: Store, on_result: OnResult) -> None:
+        """Run ``work``, see :class:`~orchestrator.engine.dispatch.Dispatch`."""
+        names = f"orch-{uuid.uuid4().hex[:12]}"
+        try:
+            Dispatch(self._link, self._roster, store, work, on_result, self._patience_s, names).run()
+        finally:
+            facts.record(store, self._roster.facts.values())
+
+    def _look(self) -> None:
+        try:
+            self._roster.look()
+        except LinkError:
+            self._roster.forget()
+            self._link.connect(self._patience_s)
+
+    def _refuses_all(self) -> bool:
+        """Whether there are workers, and none can ever be used: waiting for others is no use to the user."""
+        members = self._roster.members
+        return bool(members) and all(member.refusal for member in members)
+
+
+@dataclass(frozen=True)
+class ClusterRunner:
+    """A :class:`~orchestrator.engine.Runner` on a cluster.
+
+    A unit's results are stored, and reported, together, when the whole unit has been run on one worker.
+    """
+
+    cluster: Cluster
+    packing: Packing
+    store: Store
+
+    def runs(self, item: Trial) -> bool:
+        """See :class:`~orchestrator.engine.Runner`."""
+        return was_built(item, self.packing.kit.kernels, self.packing.kit.tests)
+
+    def resume(self, plan: Plan, done: Sequence[TrialResult]) -> Sequence[TrialResult]:
+        """See :class:`~orchestrator.engine.Runner`: a block stays on one worker, and no worker waits for its rest."""
+        skipped = [trial.id for trial in plan.trials if not self.runs(trial)]
+        whole = whole_blocks(plan, [item.id for item in done], skipped, self.packing.kit)
+        return [item for item in done if item.id in whole]
+
+    def execute(self, plan: Plan, finished: Iterable[str], accel: str, jobs: int | None, on_result: OnResult) -> None:
+        """See :class:`~orchestrator.engine.Runner`."""
+        units = local.units(plan, finished, accel)
+        if not units:
+            return
+        kit, rerun = self.packing.kit, proc.quote(["orch", "trial", self.store.run])
+        known: Accel = next(item for item in BEST_FIRST if item == accel)
+        cell = units[0].left[0].cell
+        cpus = cell.selftests.cpus if isinstance(cell, SelftestCell) else kit.spec.cpus
+
+        def order(unit: Unit) -> Order:
+            return Order(SOURCES_ID, kit, known, unit.left, rerun)
+
+        self.cluster.dispatch(Work(units, known, cpus, jobs, order, self.packing.files), self.store, on_result)
+
+    def close(self) -> None:
+        """See :class:`~orchestrator.engine.Runner`: nothing is held; whoever made the cluster closes it."""
+
+
+def whole_blocks(plan: Plan, finished: Iterable[str], skipped: Iterable[str], kit: Kit) -> set[str]:
+    """Of the finished trials those of blocks of which no trial is left but ``skipped`` ones, which never run.
+
+    Under icount trials are compared wherever they ran: there all stand.
+    """
+    done = set(finished)
+    begun = {trial.block for trial in plan.trials if trial.id not in done | set(skipped)}
+
+    def stands(trial: Trial) -> bool:
+        accel = kit.test_accel if isinstance(trial.cell, SelftestCell) else kit.accel
+        return accel == "icount" or trial.block not in begun
+
+    return {trial.id for trial in plan.trials if trial.id in done and stands(trial)}

@@ -1,0 +1,291 @@
+"""Units of trials to workers, and their results back: each until it is stored, once, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import distributed
+
+from orchestrator.doctor import Accel
+from orchestrator.engine import parcel, remote
+from orchestrator.engine.link import BROKEN, Link, LinkError
+from orchestrator.engine.local import OnResult, Unit
+from orchestrator.engine.remote import Answer, Done, Failed, Order, Unready
+from orchestrator.engine.roster import Member, Roster, resource
+from orchestrator.errors import EngineError, OrchError, ShippingError, StoreError, TargetError, printable
+from orchestrator.store import Store
+
+POLL_S = 0.2
+LOOK_EVERY_S = 1.0
+GATHER_S = 60.0  # for one answer to come over the network
+MAX_FAILURES = 2  # workers that may fail on one unit before it is the unit's fault
+MAX_HICCUPS = 3  # errors one after the other, of a connection that says of itself that it is open
+MAX_LOSSES = 20  # of the connection without a single result between
+
+
+class _WorkerGoneError(Exception):
+    """A worker went, or lost its files, between saying that a unit is done and giving all of it away."""
+
+
+@dataclass
+class _Job:
+    """A unit on its way. ``failures`` are of workers that could not run it."""
+
+    unit: Unit
+    failures: list[Failed] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        ids = sorted(trial.id for trial in self.unit.left)
+        which = (
+            f"trial {ids[0]}" if len(ids) == 1 else f"block {self.unit.left[0].block} (trials {ids[0]} to {ids[-1]})"
+        )
+        return f"{which} of cell {self.unit.left[0].cell.name}"
+
+
+@dataclass(frozen=True)
+class _Sent:
+    job: _Job
+    future: distributed.Future
+    workers: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of :class:`Dispatch` does: ``units`` under ``accel``, each boot with ``cpus`` emulated CPUs.
+
+    At most ``jobs`` units at once, None for as many as the workers have room for. ``order`` makes the order of a unit,
+    ``kernels`` are this machine's by SHA-256.
+    """
+
+    units: Sequence[Unit]
+    accel: Accel
+    cpus: int
+    jobs: int | None
+    order: Callable[[Unit], Order]
+    kernels: Mapping[str, Path]
+
+
+@dataclass
+class Dispatch:
+    """Runs ``work`` once. Dask chooses the worker of each unit among those that are ready, and runs it on another if
+    that dies; what Dask loses with its scheduler, or with all workers of its choice, is sent again."""
+
+    link: Link
+    roster: Roster
+    store: Store
+    work: Work
+    on_result: OnResult
+    patience_s: float
+    names: str  # unique to this client: Dask must never take an old task for a new one
+    _waiting: deque[_Job] = field(default_factory=deque)
+    _sent: dict[str, _Sent] = field(default_factory=dict)
+    _ended: queue.SimpleQueue[distributed.Future] = field(default_factory=queue.SimpleQueue)
+    _count: itertools.count[int] = field(default_factory=itertools.count)
+    _ready: dict[str, Member] = field(default_factory=dict)
+    _looked: float = 0.0
+    _seen: float = 0.0  # when somebody was ready last
+    _told: bool = False
+    _hiccups: int = 0
+    _losses: int = 0
+    _error: OrchError | None = None
+
+    def run(self) -> None:
+        """Run everything; an error ends it after the units that run already, whose results are kept.
+
+        Raises what :func:`orchestrator.engine.local.execute` would, and :class:`EngineError` if for ``patience_s``
+        there is no scheduler, or no worker that is ready.
+        """
+        self._waiting.extend(_Job(unit) for unit in self.work.units)
+        self._seen = time.monotonic()
+        while self._sent or (self._waiting and self._error is None):
+            try:
+                if self.link.lost:
+                    raise LinkError("the scheduler has gone")
+                self._look()
+                if self._error is None:
+                    self._send()
+                self._receive()
+                self._hiccups = 0
+            except LinkError as error:
+                self._hiccups += 1
+                if self.link.lost or self._hiccups > MAX_HICCUPS:
+                    self._reconnect(error)
+        if self._error is not None:
+            raise self._error
+
+    def _look(self) -> None:
+        if time.monotonic() < self._looked + LOOK_EVERY_S and self._ready:
+            return
+        self.roster.look()
+        self._ready = self.roster.ready(self.work.accel, self.work.cpus)
+        self._looked = time.monotonic()
+        for key, sent in list(self._sent.items()):
+            if not sent.workers & self._ready.keys():  # Dask would wait for one of them for ever.
+                self._again(key)
+        if self._ready:
+            self._seen, self._told = self._looked, False
+        elif not self._sent:
+            if self._looked > self._seen + self.patience_s:
+                raise nobody(self.work.accel, self.patience_s, self.roster)
+            if not self._told:
+                self.roster.say(waiting_for(self.work.accel, self.link.engine))
+                self._told = True
+            time.sleep(POLL_S)
+
+    def _send(self) -> None:
+        room = sum(member.slots(self.work.accel) for member in self._ready.values())
+        if self.work.jobs is not None:
+            room = min(room, self.work.jobs)
+        while self._waiting and len(self._sent) < room:
+            job = self._waiting.popleft()
+            workers = frozenset(self._ready)
+            key = f"{self.names}-{job.unit.left[0].id}-{next(self._count)}"
+            future = self.link.submit(
+                remote.run_unit,
+                self.work.order(job.unit),
+                key=key,
+                workers=sorted(workers),
+                resource=resource(self.work.accel),
+                when_done=self._ended.put,
+            )
+            self._sent[key] = _Sent(job, future, workers)
+
+    def _receive(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._take(self._ended.get(timeout=POLL_S))
+            while True:
+                self._take(self._ended.get_nowait())
+
+    def _take(self, future: distributed.Future) -> None:
+        sent = self._sent.get(future.key)
+        if sent is None:  # Sent again meanwhile: this result is nobody's.
+            return
+        if future.status == "error":
+            del self._sent[future.key]
+            self._error = self._error or _dask_error(sent.job, future.exception())
+            return
+        try:
+            answer: Answer = self.link.result(future, GATHER_S)
+        except CancelledError:
+            self._again(future.key)
+        except TimeoutError:
+            future.add_done_callback(self._ended.put)
+        except LinkError:
+            future.add_done_callback(self._ended.put)
+            raise
+        else:
+            self._handle(sent.job, future.key, answer)
+
+    def _handle(self, job: _Job, key: str, answer: Answer) -> None:
+        if isinstance(answer, Unready) or (isinstance(answer, Done) and len(answer.parcels) != len(job.unit.left)):
+            self.roster.unready(answer.worker, answer.why if isinstance(answer, Unready) else "leaves blocks half run")
+            self._looked = 0.0
+            self._again(key)
+            return
+        if isinstance(answer, Done):
+            try:
+                self._keep(job.unit, answer)
+                del self._sent[key]
+                self._losses = 0
+                return
+            except _WorkerGoneError:
+                self._again(key)
+                return
+            except ShippingError as error:
+                answer = Failed(answer.worker, error.what, None, ())
+        self._put_aside(job, key, answer)
+
+    def _keep(self, unit: Unit, done: Done) -> None:
+        """Store a unit whole: its trials are compared with each other, and none of it counts before all is here."""
+        try:
+            results = [
+                parcel.unpack(packed, trial, self._fetcher(done, trial.id), self.work.kernels, self.store)
+                for trial, packed in zip(unit.left, done.parcels, strict=True)
+            ]
+            for result in results:
+                self.store.set_aside(result.id)
+                self.store.finish_trial(result)
+        except OSError as error:
+            raise StoreError(f"cannot keep a trial that was run elsewhere: {error}") from error
+        for result in results:
+            self.on_result(result)
+
+    def _fetcher(self, done: Done, trial_id: str) -> parcel.Fetch:
+        """Fetches pieces of a trial's files from the worker that ran it."""
+
+        def fetch(name: str, offset: int, size: int) -> bytes:
+            try:
+                return self.link.ask_one(done.worker, remote.read, done.key, trial_id, name, offset, size)
+            except Exception as error:  # Whatever it is, the worker has these files no more.
+                raise _WorkerGoneError from error
+
+        return fetch
+
+    def _put_aside(self, job: _Job, key: str, failure: Failed) -> None:
+        """A worker could not run a unit: it gets no more work, and another one tries."""
+        del self._sent[key]
+        job.failures.append(failure)
+        self.roster.refuse(failure.worker, f"could not run {job.name}: {printable(failure.what)}")
+        self._ready.pop(failure.worker, None)
+        self._waiting.appendleft(job)
+        if len(job.failures) >= MAX_FAILURES or not self._ready:
+            log = "".join(f"\n  | {printable(line)}" for line in failure.log)
+            what = f"{job.name}: worker {failure.worker} could not run it: {printable(failure.what)}{log}"
+            self._error = self._error or TargetError(what, hint=failure.hint)
+
+    def _again(self, key: str) -> None:
+        """Send a unit again, before all that waits: its arms' other blocks are older than what comes after it."""
+        sent = self._sent.pop(key)
+        self._waiting.appendleft(sent.job)
+        with contextlib.suppress(*BROKEN, CancelledError):  # The scheduler may have gone.
+            sent.future.cancel()
+
+    def _reconnect(self, error: Exception) -> None:
+        for key in list(self._sent):
+            self._again(key)
+        if self._error is not None:
+            return
+        self._losses += 1
+        if self._losses > MAX_LOSSES:
+            raise EngineError(
+                f"the connection to {self.link.engine} was lost {self._losses} times without a result: {error}"
+            )
+        self.roster.say(f"the connection to {self.link.engine} is lost ({error}); what was running there runs again")
+        self._ready = {}
+        self.roster.forget()
+        self.link.connect(self.patience_s)
+        self._seen = time.monotonic()
+
+
+def _dask_error(job: _Job, error: BaseException) -> EngineError:
+    """What Dask itself says of a task: it never got as far as an answer."""
+    if isinstance(error, distributed.KilledWorker):
+        return EngineError(
+            f"{job.name}: {error.allowed_failures + 1} workers died one after the other while they had it",
+            hint="look at the workers' logs; Dask's distributed.scheduler.allowed-failures says how many may",
+        )
+    return EngineError(f"{job.name}: Dask could not run it: {printable(f'{type(error).__name__}: {error}')[:500]}")
+
+
+def waiting_for(accel: str, engine: str) -> str:
+    """The line that says why nothing happens."""
+    return f"waiting for a worker at {engine} that offers {accel}"
+
+
+def nobody(accel: str, patience_s: float, roster: Roster) -> EngineError:
+    """The error that there is no worker to run anything."""
+    refused = "".join(f"\n  {line}" for line in roster.refusals())
+    return EngineError(
+        f"no worker at {roster.link.engine} offers {accel} and could be used, for {patience_s:.0f} s"
+        f"{': not used are' if refused else ''}{refused}",
+        hint=f"orch worker {roster.link.engine}   (see docs/dask.md)",
+    )

@@ -1,0 +1,115 @@
+"""A finished trial on its way from a worker to the client: its result and every file of its folder, by content.
+
+Small trials travel whole; of a larger one the client fetches the files in pieces, so that neither side ever holds a
+recording in memory.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import proc
+from orchestrator.engine.depot import FOLDER, safe_path
+from orchestrator.errors import ShippingError, StoreError
+from orchestrator.plan import Trial
+from orchestrator.results import TrialResult
+from orchestrator.store import RESULT, Store, file_sha256, parse_json, to_json
+from orchestrator.target.target import COMMAND, COMMAND_NOTE
+
+WHOLE_BYTES = 4 << 20  # A trial with less than this travels in one message; 65,536 faults are 1 MiB.
+PIECE_BYTES = 4 << 20
+
+Fetch = Callable[[str, int, int], bytes]
+"""Bytes of a file of the trial by its name, from an offset, at most so many."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One file. Without ``data`` it waits on the worker."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One trial. ``result`` is a :class:`TrialResult` as the store writes it, read strictly by the client."""
+
+    result: bytes
+    files: tuple[Packed, ...]
+
+
+def pack(result: TrialResult, folder: Path) -> Parcel:
+    """The trial that was run in ``folder``. Raises :class:`ShippingError` for anything there but plain files."""
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    for path in paths:
+        if path.is_symlink() or not path.is_file():
+            raise ShippingError(f"{path} is no plain file: it cannot be sent to the client")
+    total = sum(path.stat().st_size for path in paths)
+    return Parcel(to_json(result), tuple(_pack(path, folder, total <= WHOLE_BYTES) for path in paths))
+
+
+def _pack(path: Path, folder: Path, whole: bool) -> Packed:
+    name = path.relative_to(folder).as_posix()
+    safe_path(folder, name)  # What the client would refuse is better refused here, where the file can be looked at.
+    return Packed(name, path.stat().st_size, file_sha256(path), path.read_bytes() if whole else None)
+
+
+def unpack(parcel: Parcel, trial: Trial, fetch: Fetch, kernels: Mapping[str, Path], store: Store) -> TrialResult:
+    """Put a trial's files into its running folder in ``store``; the caller finishes it.
+
+    ``kernels`` are the client's kernels by SHA-256: the command that is kept with the trial names them, not the
+    worker's copies. Raises :class:`ShippingError` if anything is not what was asked for or not what was sent.
+    """
+    try:
+        result = parse_json(parcel.result, TrialResult, f"a worker's result of trial {trial.id}")
+    except StoreError as error:
+        raise ShippingError(error.what) from error
+    asked = (trial.id, trial.arm, trial.cell.name, trial.boot, trial.block, trial.seed)
+    if (result.id, result.arm, result.cell, result.boot, result.block, result.seed) != asked:
+        raise ShippingError(f"a worker sent another trial than {trial.id}, which it was asked for")
+    folder = store.begin_trial(trial.id)
+    for file in parcel.files:
+        if file.name == RESULT:  # The store's own.
+            raise ShippingError(f"a worker sent a file {RESULT} with trial {trial.id}")
+        _write(file, safe_path(folder, file.name), fetch)
+    _name_own_kernel(folder / COMMAND, kernels)
+    return result
+
+
+def _write(file: Packed, path: Path, fetch: Fetch) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as stream:
+        if file.data is not None:
+            stream.write(file.data)
+        while stream.tell() < file.size_bytes and file.data is None:
+            piece = fetch(file.name, stream.tell(), PIECE_BYTES)
+            if not piece:
+                raise ShippingError(f"a worker's {file.name} ends early")
+            stream.write(piece)
+    if path.stat().st_size != file.size_bytes or file_sha256(path) != file.sha256:
+        raise ShippingError(f"{path} is not what the worker sent: its SHA-256 differs")
+
+
+def _name_own_kernel(command: Path, kernels: Mapping[str, Path]) -> None:
+    """Put the client's kernel into the line that repeats a trial by hand, where the worker's copy is named."""
+    if not command.exists():
+        return
+    text = command.read_text("utf-8", "replace")
+    try:
+        words = shlex.split(text.removeprefix(COMMAND_NOTE))
+    except ValueError:  # Not written by proc.quote().
+        return
+    named = [str(_own(word, kernels)) for word in words]
+    if named != words:
+        command.write_text(f"{COMMAND_NOTE}{proc.quote(named)}\n")
+
+
+def _own(word: str, kernels: Mapping[str, Path]) -> str | Path:
+    place, _, sha256 = word.rpartition("/")
+    return kernels.get(sha256, word) if place.endswith(f"/{FOLDER}/files") else word

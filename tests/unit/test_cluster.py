@@ -1,0 +1,298 @@
+"""engine/cluster.py on a Dask cluster in this process: the same results as locally, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import distributed
+import pytest
+import simulated_cluster
+import simulated_orch
+from simulated_orch import SimulatedTarget, write_config
+from test_engine import experiment
+
+from orchestrator import run
+from orchestrator.engine import facts, identity, kit, link, parcel, remote
+from orchestrator.engine.cluster import Cluster, whole_blocks
+from orchestrator.engine.kit import Kit
+from orchestrator.errors import EngineError, TargetError, UserError
+from orchestrator.experiment import Arm, TargetSpec, load
+from orchestrator.plan import make_plan
+from orchestrator.progress import Reporter
+from orchestrator.results import TrialResult
+from orchestrator.store import Store
+from orchestrator.target.target import Evidence, Job
+
+OFFERS = {"qemu-icount": 1, "qemu-tcg": 1}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[str]:
+    """The address of a scheduler with two workers."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, resources=OFFERS, dashboard_address=None, protocol="tcp",
+        host="127.0.0.1",
+    ) as cluster:  # fmt: skip
+        yield cluster.scheduler_address.replace("tcp://", "dask://")
+
+
+@pytest.fixture(autouse=True)
+def simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing here builds or boots; every test has a cache of its own."""
+    simulated_cluster.install(monkeypatch.setattr, tmp_path)
+    monkeypatch.setenv("ORCH_CACHE", str(tmp_path / "cache"))
+    remote._depot.cache_clear()
+    kit._machine.cache_clear()
+
+
+def go(config: Path, engine: str | None, jobs: int | None = None, results: str = "results") -> tuple[Path, str]:
+    """Run on the cluster, or here; the run's folder, and what was said."""
+    said = io.StringIO()
+    reporter = Reporter(said)
+    if engine is None:
+        return run.run(config, config.parent / results, jobs, ["orch"], reporter).run, said.getvalue()
+    with Cluster(engine, 10, reporter.say) as cluster:
+        return run.run(config, config.parent / results, jobs, ["orch"], reporter, cluster=cluster).run, said.getvalue()
+
+
+def results_of(folder: Path) -> list[TrialResult]:
+    """Results without what differs between two runs of one trial."""
+    found = Store.read(folder).finished_trials()
+    return [replace(item, wall_seconds=0, rerun=item.rerun.replace(str(folder), "RUN")) for item in found]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The files of all trials but their results."""
+    paths = sorted(path for path in folder.glob("trials/*/*") if path.name != "result.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+# --- the same as locally ----------------------------------------------------------------------------------------------
+
+ARMS = ("base", "v1", "panic", "lost", "broken")
+
+
+@pytest.mark.parametrize("accel", ["icount", "tcg"])
+def test_the_same_folder_as_locally(engine: str, tmp_path: Path, accel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(tmp_path, ARMS, boots=2)
+    config.write_text(config.read_text().replace("icount", accel))
+    monkeypatch.setattr(run, "report", lambda store: run.Finished(store.run, Comparison(), ()))  # type: ignore[arg-type]
+    here, said_here = go(config, None, 1, "here")
+    there, said = go(config, engine, None, "there")
+    assert results_of(there) == results_of(here) and files_of(there) == files_of(here) and len(results_of(here)) == 16
+    names = {path.name for path in there.iterdir()} - {path.name for path in here.iterdir()}
+    assert names == {"workers.json"}
+    lines = [line.split("): ")[1] for line in said.splitlines() if line.startswith("trial ")]
+    assert sorted(lines) == sorted(
+        line.split("): ")[1] for line in said_here.splitlines() if line.startswith("trial ")
+    ), "the same progress"
+    assert "0.0 MiB shipped" in said and {item.qemu for item in facts.load(there)} == {identity.own_identity().qemu}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """In place of a report, which takes longer than all the rest and is the same for every engine."""
+
+    status: str = "complete"
+
+
+def test_the_report_names_the_workers(engine: str, tmp_path: Path) -> None:
+    folder, _ = go(write_config(tmp_path, cells=1), engine)
+    names = {item.name for item in facts.load(folder)}
+    assert names and f"workers: {', '.join(sorted(names))}: " in (folder / "report.txt").read_text()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "complete"
+
+
+def test_a_recording_of_any_size_comes_in_pieces(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    config = write_config(tmp_path)
+    here, _ = go(config, None, 1, "here")
+    monkeypatch.setattr(parcel, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(parcel, "PIECE_BYTES", 1000)
+    there, _ = go(config, engine, None, "there")
+    assert files_of(there) == files_of(here) and any(len(data) > 4000 for data in files_of(here).values())
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "report", lambda store: run.Finished(store.run, Comparison(), ()))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class NotingTarget:
+    """Simulated; notes which worker ran what, and breaks on the worker ``broken``."""
+
+    notes: Path
+    broken: tuple[str, ...] = ()
+
+    def run(self, job: Job, folder: Path) -> Evidence:
+        worker = distributed.get_worker()
+        words = dict(zip(job.words[::2], job.words[1::2], strict=True))
+        with self.notes.open("a") as stream:
+            stream.write(f"{worker.name} {words['--seed']} {words['--arm'].rstrip()}\n")
+        if str(worker.name) in self.broken:
+            raise TargetError("QEMU did not start", hint="orch doctor")
+        return SimulatedTarget().run(job, folder)
+
+
+def test_a_block_is_run_in_order_on_one_worker(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: NotingTarget(tmp_path / "notes"))
+    config = write_config(tmp_path, ("base", "v1", "slow"), boots=4, cells=1)
+    config.write_text(config.read_text().replace("icount", "tcg"))
+    go(config, engine)
+    lines = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
+    seeds = {seed for _, seed, _ in lines}
+    for number, seed in enumerate(make_plan(load(config)).seeds):
+        own = [(worker, arm) for worker, other, arm in lines if other == str(seed)]
+        assert len({worker for worker, _ in own}) == 1
+        order = ["base", "v1", "slow"]
+        assert [arm for _, arm in own] == (order if number % 2 == 0 else order[::-1])
+    assert len(seeds) == 4 and {worker for worker, *_ in lines} == {"0", "1"}
+
+
+def test_jobs_limits_what_runs_at_once(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    monkeypatch.setenv(simulated_orch.SECONDS, "0.05")
+    monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: NotingTarget(tmp_path / "notes"))
+    _, said = go(write_config(tmp_path, boots=2), engine, 1)
+    assert "1 at a time" in said
+    order = [line.split()[1] for line in said.splitlines() if line.startswith("trial ")]
+    assert order == sorted(order), "one at a time they come in order"
+
+
+# --- a run that was interrupted ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("accel", "stand"), [("tcg", {"000", "001"}), ("icount", {"000", "001", "003", "009"})])
+def test_half_a_block_is_run_again_whole(accel: str, stand: set[str]) -> None:
+    """Its trials are compared with each other, so that they must be of one machine; under icount they need not be."""
+    arms = tuple(Arm(name, ()) for name in ("base", "v1", "broken"))
+    plan = make_plan(replace(experiment(cells=2), arms=arms))
+    assert [trial.arm for trial in plan.trials[:3]] == ["base", "v1", "broken"]
+    skipped = [trial.id for trial in plan.trials if trial.arm == "broken"]
+    kit = Kit(TargetSpec("qemu"), accel, None, "", (), (), ())  # type: ignore[arg-type]
+    assert whole_blocks(plan, ["000", "001", "003", "009"], skipped, kit) == stand
+
+
+def test_a_run_that_was_begun_here_goes_on_there(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    config = write_config(tmp_path, ("base", "v1", "gone"), cells=1)
+    with pytest.raises(TargetError, match="QEMU did not start"):
+        go(config, None, 1)
+    monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: SimulatedTarget(mended=True))
+    folder, said = go(config, engine)
+    assert f"going on with {folder} (2 of 3 trials are done)" in said and len(results_of(folder)) == 3
+
+
+# --- workers and targets that cannot ----------------------------------------------------------------------------------
+
+
+def test_a_worker_that_cannot_run_trials_is_put_aside(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    notes = NotingTarget(tmp_path / "notes", ("1",))
+    monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: notes)
+    folder, said = go(write_config(tmp_path, boots=3), engine)
+    assert len(results_of(folder)) == 12
+    assert "is not used any more: it could not run trial 00" in said and "QEMU did not start" in said
+    assert [line.split()[0] for line in (tmp_path / "notes").read_text().splitlines()].count("1") == 1
+
+
+def test_what_no_worker_can_run_ends_the_run_and_keeps_the_rest(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    config = write_config(tmp_path, ("base", "v1", "gone"), cells=1)
+    with pytest.raises(TargetError, match=r"trial 002 of cell cell0: worker tcp://.*: QEMU did not start") as caught:
+        go(config, engine)
+    assert caught.value.hint == "orch doctor"
+    (folder,) = (path for path in (tmp_path / "results").iterdir() if path.is_dir())
+    assert [item.id for item in results_of(folder)] == ["000", "001"]
+
+
+def test_another_version_of_the_tool_is_refused_with_both_named(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(identity.own_identity(), tool="0.9 (sources 0123)", sources_id="01" * 32)
+    monkeypatch.setattr(remote, "own_identity", lambda: other)
+    with pytest.raises(EngineError, match=r"no worker at dask://.* offers icount and could be used") as caught:
+        go(write_config(tmp_path), engine)
+    assert caught.value.what.count(f"has orch 0.9 (sources 0123), here is {identity.own_identity().tool}") == 2
+
+
+def test_another_version_that_comes_later_runs_nothing(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    """A worker may be replaced, at the same address, between being looked at and being used."""
+    ours = identity.own_identity()
+    answers = iter([ours, ours, replace(ours, sources_id="01" * 32)])  # Two are looked at, one is used.
+    monkeypatch.setattr(remote, "own_identity", lambda: next(answers, ours))
+    monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: NotingTarget(tmp_path / "notes"))
+    folder, said = go(write_config(tmp_path, cells=1), engine, 1)
+    assert len(results_of(folder)) == len((tmp_path / "notes").read_text().splitlines()) == 2
+    assert said.count("is ready") == 3 and next(answers, None) is None, "it was looked at again"
+
+
+def test_another_dask_is_refused_with_both_named(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "dask_version", lambda: "1999.1")
+    with pytest.raises(UserError, match=rf"the scheduler at {engine} has Dask {distributed.__version__}, here is 1999"):
+        go(write_config(tmp_path), engine)
+
+
+def test_files_that_vanish_from_a_workers_cache_are_shipped_again(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    @dataclass(frozen=True)
+    class Vandal:
+        def run(self, job: Job, folder: Path) -> Evidence:
+            for path in (tmp_path / "cache/shipped/files").iterdir():
+                path.unlink()
+            return SimulatedTarget().run(job, folder)
+
+    monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: Vandal())
+    folder, said = go(write_config(tmp_path, cells=1), engine, 1)
+    assert len(results_of(folder)) == 2 and said.count("MiB shipped to it") == 2
+
+
+def test_what_cannot_work_on_a_cluster_says_so(engine: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    config.write_text(config.read_text().replace("{kind: qemu, accel: icount}", "{kind: local}"))
+    text = config.read_text().replace("kernel: {sources: [{tree: linux}], fragments: [host.config]}\n", "")
+    config.write_text("\n".join(line for line in text.splitlines() if "v1" not in line) + "\n")
+    with pytest.raises(UserError, match="target: local is of this machine"):
+        go(config, engine)
+    with (
+        Cluster(engine, 0.5, lambda text: None) as cluster,
+        pytest.raises(EngineError, match=r"no worker at .* offers kvm and could be used, for 0 s"),
+    ):
+        cluster.pick_accel("kvm", 1)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:8786", "tcp://127.0.0.1:8786", "dask://127.0.0.1", "dask://127.0.0.1:0", "dask://127.0.0.1:99999",
+     "dask://a b:1", "dask://:8786", "dask://h:1/x", "dask+ssl://h:1", ""],
+)  # fmt: skip
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(UserError, match="is no address of a scheduler"):
+        Cluster(address, 0, lambda text: None)
+
+
+def test_nobody_answers() -> None:
+    said: list[str] = []
+    with pytest.raises(EngineError, match=r"no scheduler answers at dask://127\.0\.0\.1:1 within 2 s") as caught:
+        Cluster("dask://127.0.0.1:1", 2, said.append).__enter__()
+    assert "dask scheduler" in (caught.value.hint or "") and said == ["waiting for a scheduler at dask://127.0.0.1:1"]
+
+
+def test_tls_that_is_not_set_up_is_refused(engine: str) -> None:
+    with pytest.raises(UserError, match=r"cannot connect to dask\+tls://.*TLS"):
+        Cluster(engine.replace("dask", "dask+tls"), 1, lambda text: None).__enter__()
