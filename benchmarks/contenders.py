@@ -1,7 +1,7 @@
 """What is measured on one large recording, each in a process of its own: ``python -m benchmarks.contenders NAME FILE``.
 
-Each prints one line of JSON: :class:`Measured`, and its peak of memory. The seconds begin after the imports and end with
-the result.
+Each prints one line of JSON: :class:`Measured`, and its peak of memory. The seconds begin after the imports and end
+with the result.
 """
 
 from __future__ import annotations
