@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from ktapfile import Ran, built, experiment, report_text
 from toykernel import Toy
 
 from orchestrator import selftests
+from orchestrator.engine import Runner
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.experiment import Arm, Experiment, Selftest, TargetSpec, load
 from orchestrator.experiment.reader import parse
 from orchestrator.image import Guests, write_initramfs
 from orchestrator.kernel.selftests import BuiltSelftests, build_selftests
 from orchestrator.plan import Plan, make_plan
-from orchestrator.results import Outcome
-from orchestrator.run import Setting, phases
-from orchestrator.store import load_json, to_json
+from orchestrator.progress import Reporter
+from orchestrator.results import Outcome, TrialResult
+from orchestrator.store import Store, load_json, to_json
 from orchestrator.target.target import RECORDING, STATUS, Evidence, Job
 from orchestrator.trial import run_trial
+from orchestrator.trials import Conductor, phases
 
 ROOT = Path(__file__).parents[2]
 KVM = "tools/testing/selftests/kvm"
@@ -130,9 +134,24 @@ def test_they_run_last_and_one_boot_at_a_time_unless_time_is_counted() -> None:
     both = load(ROOT / "configs" / "quickstart.yaml")
     both = replace(both, selftests=experiment("smm_test").selftests, checks=("kvm_selftests",))
     plan = make_plan(both)
-    (measured, accel, jobs), (tests, own, alone) = phases(Setting(both, plan, "icount", ""), 2)
-    assert (measured.blocks + tests.blocks, len(tests.blocks)) == (plan.blocks, 1)
-    assert (accel, jobs, own, alone) == ("icount", 2, "tcg", 1)
+    measuring, tests = phases(plan)
+    assert (measuring + tests, len(tests)) == (plan.blocks, 1)
+
+    executed: list[tuple[int, str, int | None]] = []
+
+    class Noted:
+        def resume(self, plan: Plan, done: Sequence[TrialResult]) -> Sequence[TrialResult]:
+            return done
+
+        def runs(self, trial: object) -> bool:
+            return True
+
+        def execute(self, plan: Plan, finished: object, accel: str, jobs: int | None, on_result: object) -> None:
+            executed.append((len(plan.blocks), accel, jobs))
+
+    conductor = Conductor(both, plan, "icount", 2, cast(Store, None), cast(Runner, Noted()), Reporter())
+    conductor.run(())
+    assert executed == [(len(measuring), "icount", 2), (1, "tcg", 1)]
 
 
 # --- build ------------------------------------------------------------------------------------------------------------
