@@ -13,10 +13,10 @@
  */
 #define _GNU_SOURCE
 #include <getopt.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include "common.h"
+#include "cpus.h"
 #include "fault_vmm.h"
 #include "options.h"
 
@@ -73,11 +73,9 @@ static const struct choice cpus[] = { { "same", 0 }, { "other", 1 }, { "any", -1
 static int storm_cpu(const char *word)
 {
 	int choice = choose(cpus, "storm-cpu", word);
-	long online = sysconf(_SC_NPROCESSORS_ONLN);
-
 	errno = 0;
-	die_if(choice == 1 && online < 2, "--storm-cpu other: there is only one CPU");
-	return choice == 1 ? (int)online - 1 : choice;
+	die_if(choice == 1 && cpus_count() < 2, "--storm-cpu other: there is only one CPU");
+	return choice == 1 ? cpus_count() - 1 : choice;
 }
 
 static void take_storm_option(struct storm_params *storm, int key, const char *name)
@@ -188,15 +186,6 @@ static uint32_t start_delay_us(uint64_t seed)
 	return (seed * 0x9e3779b97f4a7c15ull >> 32) % 8000;
 }
 
-static void pin_main(void)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(0, &set);
-	die_if(sched_setaffinity(0, sizeof(set), &set), "sched_setaffinity to CPU 0");
-}
-
 int main(int argc, char **argv)
 {
 	static struct params params = {
@@ -209,8 +198,9 @@ int main(int argc, char **argv)
 	uint64_t start_tsc, end_tsc;
 	uint32_t nr_counters;
 
+	cpus_init();
 	parse(&params, argc, argv);
-	pin_main();
+	cpus_pin(0, "the main thread");
 	params.storm.seed = params.seed;
 	params.start_delay_us = start_delay_us(params.seed);
 

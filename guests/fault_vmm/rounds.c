@@ -6,12 +6,12 @@
  */
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "common.h"
+#include "cpus.h"
 #include "fault_vmm.h"
 
 struct worker {
@@ -24,12 +24,7 @@ struct worker {
 /* vCPU i on CPU i, counted around: the storm's own placement says whether it shares that CPU. */
 static void pin_vcpu(uint32_t index)
 {
-	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(index % cpus, &set);
-	die_if(sched_setaffinity(0, sizeof(set), &set), "sched_setaffinity of vCPU %u", index);
+	cpus_pin(index % cpus_count(), "a vCPU");
 }
 
 static void *vcpu_worker(void *arg)

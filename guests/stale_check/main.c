@@ -15,10 +15,10 @@
  */
 #define _GNU_SOURCE
 #include <getopt.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include "common.h"
+#include "cpus.h"
 #include "options.h"
 #include "stale_check.h"
 
@@ -141,23 +141,15 @@ static void parse(struct options *options, int argc, char **argv)
 	       "--only-round goes with one --case and one --op");
 }
 
-static void pin(void)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(0, &set);
-	/* Before any thread starts: all of them share the CPU, so that one must preempt the other. */
-	die_if(sched_setaffinity(0, sizeof(set), &set), "sched_setaffinity to CPU 0");
-}
-
 int main(int argc, char **argv)
 {
 	static struct options options = { .rounds = 24, .range_pages = 1026, .kick_us = 2000 };
 	static struct check check;
 
 	parse(&options, argc, argv);
-	pin();
+	/* Before any thread starts: all of them share the CPU, so that one must preempt the other. */
+	cpus_init();
+	cpus_pin(0, "the check");
 	check_create(&check, &options);
 	run_cases(&check);
 	check_destroy(&check);

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "common.h"
+#include "cpus.h"
 #include "storm.h"
 
 #ifndef MADV_PAGEOUT
@@ -74,17 +75,6 @@ static void map_range(uint8_t *hva, size_t bytes)
 	die_if(area != hva, "mmap of the storm's range at %p", (void *)hva);
 	/* One PTE a page: the length of an invalidation must not depend on khugepaged. */
 	madvise(hva, bytes, MADV_NOHUGEPAGE);
-}
-
-static void pin(int cpu)
-{
-	cpu_set_t set;
-
-	if (cpu < 0)
-		return;
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	die_if(sched_setaffinity(0, sizeof(set), &set), "sched_setaffinity to CPU %d", cpu);
 }
 
 static void raise_priority(void)
@@ -203,7 +193,7 @@ static void *storm_worker(void *arg)
 	struct storm_thread *self = arg;
 	struct storm_shared *shared = self->storm->shared;
 
-	pin(self->storm->params.cpu);
+	cpus_pin(self->storm->params.cpu, "the storm");
 	if (self->storm->params.fifo)
 		raise_priority();
 	populate(self->storm, self->range);
@@ -226,7 +216,7 @@ static void *hog_worker(void *arg)
 {
 	struct storm *storm = arg;
 
-	pin(storm->params.hog_cpu);
+	cpus_pin(storm->params.hog_cpu, "a hog");
 	atomic_fetch_add(&storm->shared->ready, 1);
 	while (!atomic_load(&storm->shared->go))
 		sleep_us(100);

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -150,3 +154,28 @@ def test_a_real_guest_faults_on_every_page(real: local.LocalTarget, tmp_path: Pa
     assert sorted(faults.page) == sorted(list(range(256)) * 3)
     assert (found.header.seed, found.header.random, found.header.tdp) == (7, True, local.running_tdp())
     assert faults.latency_cycles.min() > 0 and (len(found.windows) > 0) == (placement is not None)
+
+
+@pytest.mark.parametrize(("mask", "vcpus", "storm_cpu", "expected"), [
+    ({1}, 1, "any", {"1"}), ({0, 1}, 1, "other", {"0", "1"}), ({0, 1}, 2, "any", {"0", "1", "0-1"}),
+])  # fmt: skip
+def test_guest_and_storm_stay_on_the_cpus_that_the_program_was_given(
+    real: local.LocalTarget, tmp_path: Path, mask: set[int], vcpus: int, storm_cpu: str, expected: set[str]
+) -> None:
+    """CPU 0 of the cell is the first one of the program's affinity: so a lab machine's description places a trial."""
+    if not mask <= os.sched_getaffinity(0):
+        pytest.skip("this machine has not these CPUs")
+    argv = [str(real.guests.fault_vmm), "--arm", "a", "--cell", "c", "--out", str(tmp_path / "out"), "--seed", "1",
+            "--vcpus", str(vcpus), "--mem-bytes", "1048576", "--stride-bytes", "4096", "--rounds", "100",
+            "--storm", "madvise_dontneed", "--placement", "outside", "--storm-bytes", "65536", "--storm-period-us",
+            "1000", "--storm-cpu", storm_cpu]  # fmt: skip
+    seen: set[str] = set()
+    with subprocess.Popen(["taskset", "--cpu-list", ",".join(map(str, sorted(mask))), *argv]) as process:
+        while process.poll() is None:
+            for status in Path(f"/proc/{process.pid}/task").glob("*/status"):
+                with contextlib.suppress(OSError):
+                    text = status.read_text()
+                    if text.startswith("Name:\tfault_vmm\n"):  # and not taskset, before it becomes that
+                        seen |= set(re.findall(r"^Cpus_allowed_list:\t(\S+)", text, re.MULTILINE))
+            time.sleep(0.005)
+    assert process.returncode == 0 and expected <= seen <= expected | {"0-1" if mask == {0, 1} else "1"}, seen
