@@ -14,7 +14,7 @@ from typing import get_args
 
 import click
 
-from orchestrator import __version__, cache, cli_engine, cli_nights, doctor, experiment, image, plan, proc, run
+from orchestrator import __version__, cache, cli_engine, cli_lab, cli_nights, doctor, experiment, image, plan, proc, run
 from orchestrator.analysis import stopping
 from orchestrator.analysis.model import COMPARISON_FILE, Comparison, from_json
 from orchestrator.errors import (
@@ -230,7 +230,7 @@ def table_command(run_folder: Path, output: Path) -> int:
     return EXIT_OK
 
 
-for command in (*cli_nights.COMMANDS, cli_engine.worker_command):
+for command in (*cli_nights.COMMANDS, cli_engine.worker_command, cli_lab.lab_group):
     cli.add_command(command)
 
 

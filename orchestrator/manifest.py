@@ -162,6 +162,7 @@ def provenance(manifest: Manifest, workers: Sequence[tuple[str, str]] = ()) -> P
         ("config", f"{manifest.config.path} (sha256 {manifest.config.sha256[:16]})"),
         ("target", f"{manifest.target}, {manifest.accel_why}"),
         ("seeds", ", ".join(map(str, manifest.seeds[:8])) + (" …" if len(manifest.seeds) > 8 else "")),
+        *(("machine", machine) for machine in manifest.machines),
         ("host", f"{host.cpu}, {host.cores} CPUs, {host.mem_mib} MiB, Linux {host.kernel}"),
         *workers,
         ("QEMU", manifest.qemu_version or "not used"),

@@ -121,31 +121,24 @@ def parse(data: bytes) -> Journal | None:
 
 def quarantined(host: LabHost) -> Quarantine | None:
     """Why the machine is not used; None if it is."""
-    path = folder(host) / QUARANTINE
-    if not path.exists():
+    return read_quarantine(folder(host), host.name)
+
+
+def read_quarantine(where: Path, name: str) -> Quarantine | None:
+    """The same by the folder of its files here; one that is damaged counts."""
+    if not (where / QUARANTINE).exists():
         return None
     try:
-        return load_json(path, Quarantine)
+        return load_json(where / QUARANTINE, Quarantine)
     except StoreError as error:
-        return Quarantine(host.name, f"its quarantine cannot be read: {error.what}", "", "")
+        return Quarantine(name, f"has a quarantine that cannot be read: {error.what}", "", "")
 
 
 def quarantine(host: LabHost, reason: str, since: str, state: str) -> Quarantine:
-    """Keep the machine out of all runs until :func:`release`."""
+    """Keep the machine out of all runs until :func:`orchestrator.lab.status.release`."""
     entry = Quarantine(host.name, reason, since, state)
     folder(host).mkdir(parents=True, exist_ok=True)
     write_atomic(folder(host) / QUARANTINE, to_json(entry))
-    return entry
-
-
-def release(host: LabHost) -> Quarantine | None:
-    """Use the machine again; what it was quarantined for, or None if it was not.
-
-    The person who looked after it vouches for the kernel that it now runs: see :func:`vouched`.
-    """
-    entry = quarantined(host)
-    if entry is not None:
-        (folder(host) / QUARANTINE).replace(folder(host) / RELEASED)
     return entry
 
 

@@ -130,8 +130,12 @@ class LabHost:
     @property
     def identity(self) -> str:
         """What of this description decides what is measured: changing the rest does not make another run."""
-        parts = (self.name, self.address, self.port, self.boot, self.append, self.initrd, self.cpus, self.may_change)
-        return repr(parts)
+        parts = [f"{self.name} ({self.address} port {self.port}), boot {self.boot}"]
+        parts += [f"cpus {', '.join(map(str, self.cpus))}"] if self.cpus else []
+        parts += [f"append {' '.join(self.append)}"] if self.append else []
+        parts += [f"initrd {self.initrd}"] if self.initrd is not None else []
+        parts += [f"sets {', '.join(self.may_change)}"] if self.may_change else []
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -15,7 +15,7 @@ from simulate import recording_bytes
 from orchestrator.experiment import Cell, Guest, Storm, TargetSpec
 from orchestrator.image import Guests
 from orchestrator.kernel.build import BuiltKernel
-from orchestrator.lab import journal
+from orchestrator.lab import journal, status
 from orchestrator.lab.journal import KernelId
 from orchestrator.lab.machine import MachineGone
 from orchestrator.lab.remote import Cut, Reply
@@ -422,7 +422,8 @@ def test_the_host_never_comes_back(lab: Lab) -> None:
     assert "power command: exited with 1: power" in lab.quarantine
     with pytest.raises(MachineGone, match=r"rack1 is in quarantine since .*does not come back"):
         lab.new_target().contact()
-    assert journal.release(lab.described) is not None
+    (entry,) = status.release("rack1")
+    assert entry.host == "rack1" and "does not come back" in entry.reason and status.release("rack1") == ()
     lab.host.restart(GOOD)
     lab.world.sleep(30)
     lab.target = lab.new_target()
