@@ -29,6 +29,8 @@ MAX_ARM_BYTES = 31  # char arm[32] of guests/include/recording.h
 # How the kernel prefixes each line; loglevel and CPU fields are optional (CONFIG_PRINTK_TIME, PRINTK_CALLER).
 PREFIX = re.compile(r"^(?:<\d+>)?(?:\[\s*\d+\.\d+\](?:\[\s*[TC]\d+\])?\s?)?")
 PANIC = re.compile(r"Kernel panic - not syncing: ")
+# What panic_on_warn makes a panic of: panic() itself only says that it was told to.
+WARNED = re.compile(r"WARNING: CPU: \d+ PID|BUG: KASAN: ")
 # arch/x86/kernel/nmi.c: unknown_nmi_error() on q35; pci_serr_error() or io_check_error() on microvm, where port 0x61
 # reads 0xff. No device of ours raises an NMI but the watchdog, and the target itself at the wall deadline.
 NMI = re.compile(r"Uhhuh\. NMI received for unknown reason|NMI: PCI system error|NMI: IOCK error|NMI: Not continuing")
@@ -277,9 +279,12 @@ def _crash(console: list[str], ending: Ending) -> tuple[Outcome, str, tuple[str,
         trace = _trace(console, oops)
         also = ", then panicked" if panic is not None else ""
         return Outcome.OOPS, f"{_from(OOPS, console[oops])}{_at(trace)}{also}", trace
-    if panic is not None:
-        return Outcome.PANIC, _from(PANIC, console[panic]), _trace(console, panic)
-    return None
+    if panic is None:
+        return None
+    warned = _first(console[:panic], WARNED) if "panic_on_warn" in console[panic] else None
+    if warned is not None:
+        return Outcome.PANIC, f"{_from(WARNED, console[warned])} (panic_on_warn)", _trace(console, warned)
+    return Outcome.PANIC, _from(PANIC, console[panic]), _trace(console, panic)
 
 
 def _from(pattern: re.Pattern[str], line: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import changepoints as benchmark
 from orchestrator.analysis.changepoints import MIN_RUNS, fewest_runs, find_exact, find_noisy, normal_scores, penalty
 
 RATE = 0.01 / 28  # what `orch history` takes for two cells and two arms
@@ -105,3 +106,15 @@ def test_too_few_runs_cannot_show_a_change_however_clear() -> None:
 )  # fmt: skip
 def test_without_noise_what_exceeds_the_margin_is_a_change(values: list[float], found: tuple[int, ...]) -> None:
     assert find_exact(values) == found
+
+
+# --- what docs/nightly.md states --------------------------------------------------------------------------------------
+
+
+def test_the_measurement_of_the_documentation_plants_what_it_looks_for() -> None:
+    assert len(benchmark.NOISES) == 8
+    assert benchmark.planted(benchmark.normal(0.01), 0) == (True, True)
+    series = benchmark.stepped(benchmark.normal(0.0), 0)
+    assert (series[: benchmark.BEFORE] == 5_000).all() and series[benchmark.BEFORE :] == pytest.approx(5_250)
+    drifting = benchmark.history(list(benchmark.NOISES.values())[-1], 0)
+    assert any(benchmark.look(series) for series in drifting)

@@ -67,6 +67,20 @@ def test_an_oops_after_which_the_host_went_on_to_its_deadline(tmp_path: Path) ->
     assert trace[0].startswith("BUG: kernel NULL") and "RIP: 0010:direct_page_fault+0x51/0xa80" in trace
 
 
+def test_a_warning_that_was_told_to_panic_is_named(tmp_path: Path) -> None:
+    """As a KASAN kernel printed it; its own start has a line with WARNING as well."""
+    console = (
+        "[    0.344105] Speculative Return Stack Overflow: WARNING: See https://kernel.org/doc\n"
+        "[    2.281121] ------------[ cut here ]------------\n"
+        "[    2.281381] WARNING: CPU: 0 PID: 22 at include/linux/kvm_host.h:1252 direct_page_fault+0x8b2/0x1210\n"
+        "[    2.281653] RIP: 0010:direct_page_fault+0x8b2/0x1210\n"
+        "[    2.290000] Kernel panic - not syncing: kernel: panic_on_warn set ...\n"
+    )
+    outcome, reason, trace = classify(evidence(), leave(tmp_path, console.encode(), CUT_SHORT))
+    assert outcome is Outcome.PANIC and trace[0] == reason.removesuffix(" (panic_on_warn)")
+    assert reason.startswith("WARNING: CPU: 0 PID: 22 at include/linux/kvm_host.h:1252 direct_page_fault+0x8b2")
+
+
 def test_an_oops_then_a_panic_is_an_oops(tmp_path: Path) -> None:
     outcome, reason, trace = classify(evidence(), leave(tmp_path, "oops-then-panic.log", CUT_SHORT))
     assert outcome is Outcome.OOPS and reason.endswith("in direct_page_fault+0x51/0xa80, then panicked")
