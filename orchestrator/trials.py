@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.analysis import compare, measure, stopping
 from orchestrator.analysis.model import CellStop
+from orchestrator.analysis.sure import labels
 from orchestrator.engine import Runner
 from orchestrator.experiment import Experiment, SelftestCell
 from orchestrator.plan import Block, Plan, Trial
@@ -118,7 +119,7 @@ def look_lines(boots: int, stops: Sequence[CellStop], ended: frozenset[str]) -> 
     lines = []
     for item in stops:
         if item.cell not in ended:
-            lines.append(f"  {item.cell}: {words[item.why].format(', '.join(item.undecided) or 'its next look')}")
+            lines.append(f"  {item.cell}: {words[item.why].format(labels(item.undecided) or 'its next look')}")
     return (f"look after {boots} boots of each arm:", *lines) if lines else ()
 
 

@@ -62,7 +62,7 @@ def checks(floor: Sequence[MetricComparison]) -> tuple[CheckResult, ...]:
     for cell in dict.fromkeys(item.cell for item in floor):
         ours = [item for item in floor if item.cell == cell]
         moved = [item for item in ours if item.verdict in ("improved", "regressed")]
-        seen = [item for item in ours if item.smallest_effect is not None and item.decides]
+        seen = [item for item in ours if item.decides and (item.verdict == "equivalent" or item.smallest_effect)]
         if moved:
             said = ", ".join(f"{item.metric} {item.verdict} ({item.reason})" for item in moved)
             why = f"the same kernel twice, and yet {said}: this cell's noise is not what the tests assume"

@@ -42,8 +42,14 @@ class Stage:
         return self.level(ALPHA)
 
     @property
-    def last(self) -> bool:
-        return self.number == len(self.looks)
+    def last(self) -> Stage:
+        """The stage of the last look."""
+        return Stage(self.looks, len(self.looks))
+
+    @property
+    def left(self) -> int:
+        """Pairs that would still come up to the last look."""
+        return self.looks[-1] - self.looks[self.number - 1]
 
     def level(self, overall: float) -> float:
         """What a p-value of this look must not exceed, for an error rate of ``overall`` over all looks."""

@@ -53,14 +53,18 @@ def paired_rows(rows: Floats, alpha: float = ALPHA) -> tuple[Estimate, ...]:
 
     The interval of level ``1 - alpha`` is the percentile bootstrap, with the level expanded so that at few pairs it is
     as wide as Student's interval would be (T. Hesterberg, "What Teachers Should Know About the Bootstrap", 2014,
-    section 5.3.1). The p-value is the two-sided sign-flip permutation test (:func:`sign_flip_p`).
+    section 5.3.1); and at either end Student's, where that is wider: of 12 pairs with heavy tails the bootstrap alone
+    covers 92 to 93 %, since it cannot know values that it has not seen. The p-value is the two-sided sign-flip
+    permutation test (:func:`sign_flip_p`).
     """
     count = rows.shape[1]
     values, spreads = rows.mean(axis=1), rows.std(axis=1, ddof=1)
     student = float(special.stdtrit(count - 1, 1 - alpha / 2))
     tail = max(float(special.ndtr(-math.sqrt(count / (count - 1)) * student)), 0.5e-6)
     means = np.sort(rows @ _resamples(count), axis=1)
-    lows, highs = _quantile(means, tail), _quantile(means, 1 - tail)
+    reach = student * spreads / math.sqrt(count)
+    lows = np.minimum(_quantile(means, tail), values - reach)
+    highs = np.maximum(_quantile(means, 1 - tail), values + reach)
     # Equal differences have no spread, but for rounding errors of the sums.
     flat = np.ptp(rows, axis=1) == 0
     values[flat] = lows[flat] = highs[flat] = rows[flat, 0]

@@ -53,8 +53,7 @@ def check(experiment: Experiment) -> None:
     if schedule.until != "decided":
         return
     tests = len(METRICS) * len(experiment.cells) * (len(experiment.arms) - 1)
-    last = Stage(schedule.look_boots, len(schedule.look_boots))
-    needed = power.pairs_that_can(last, tests)
+    needed = power.pairs_that_can(Stage(schedule.look_boots).last, tests)
     if schedule.most < needed:
         raise UserError(
             f"schedule.at_most: {schedule.most} boots can call no change, however large: with {tests} comparisons and"
@@ -71,6 +70,7 @@ def judge_run(experiment: Experiment, found: Measurements, deterministic: bool) 
         return Judged(compare.judge(effects, experiment.base.name, Context(deterministic)), ())
     metrics: dict[str, tuple[MetricComparison, ...]] = {}
     stops: dict[str, CellStop] = {}
+    open_: dict[str, tuple[str, ...]] = {}
     names = [cell.name for cell in experiment.cells]
     family = Family()
     stage = FIXED
@@ -84,10 +84,12 @@ def judge_run(experiment: Experiment, found: Measurements, deterministic: bool) 
         for name in waiting:
             if stop := _stop(name, boots, looked[name], context, _tests(looked, family)):
                 stops[name], metrics[name] = stop, tuple(item for _, item in looked[name])
+            open_[name] = _names([item for _, item in looked[name]])
         family = _grown(family, [metrics[name] for name in waiting if name in stops])
     left = [name for name in names if name not in stops]
     for name in left:
-        stops[name], metrics[name] = _unreached(experiment, found, name, Context(deterministic, stage, family))
+        context = Context(deterministic, stage, family)
+        stops[name], metrics[name] = _unreached(experiment, found, name, context, open_.get(name))
     return Judged(
         tuple(item for name in names for item in metrics[name]),
         tuple(stops[name] for name in names),
@@ -179,14 +181,13 @@ def _look(
 
 def _stop(cell: str, boots: int, looked: Looked, context: Context, tests: int) -> CellStop | None:
     stage = context.stage
-    last = Stage(stage.looks, len(stage.looks))
     undecided = [(effect, item) for effect, item in looked if item.decides and item.verdict == "inconclusive"]
-    names = tuple(f"{item.arm} {item.metric}" for _, item in undecided)
+    names = _names([item for _, item in undecided])
     if not undecided:
         return CellStop(cell, boots, stage.number, "decided", ())
-    if stage.last:
+    if stage == stage.last:
         return CellStop(cell, boots, stage.number, "at most", names)
-    if all(compare.hopeless(effect, last, tests) for effect, _ in undecided):
+    if all(compare.hopeless(effect, stage.last, tests) for effect, _ in undecided):
         return CellStop(cell, boots, stage.number, "hopeless", names)
     return None
 
@@ -204,9 +205,12 @@ def _grown(family: Family, stopped: Sequence[Sequence[MetricComparison]]) -> Fam
 
 
 def _unreached(
-    experiment: Experiment, found: Measurements, cell: str, context: Context
+    experiment: Experiment, found: Measurements, cell: str, context: Context, open_: tuple[str, ...] | None
 ) -> tuple[CellStop, tuple[MetricComparison, ...]]:
-    """A cell whose next look has not come: figures, but no verdict, which would be a look that is not paid for."""
+    """A cell whose next look has not come: figures, but no verdict, which would be a look that is not paid for.
+
+    ``open_`` is what the look before left undecided, None if there was none.
+    """
     wanted = context.stage.looks[context.stage.number - 1]
     judged = compare.judge(_effects(experiment, found, cell, wanted), experiment.base.name, context)
     reason = f"{found.reached[cell]} of the {wanted} boots of the next look"
@@ -214,6 +218,10 @@ def _unreached(
         item if not item.decides else replace(item, verdict="inconclusive", reason=reason, boots_needed=wanted)
         for item in judged
     )
-    names = tuple(f"{item.arm} {item.metric}" for item in metrics if item.decides)
-    done = context.stage.number - 1
-    return CellStop(cell, found.reached[cell], done, "not reached", names), metrics
+    left = _names(metrics) if open_ is None else open_
+    return CellStop(cell, found.reached[cell], context.stage.number - 1, "not reached", left), metrics
+
+
+def _names(metrics: Sequence[MetricComparison]) -> tuple[str, ...]:
+    """What of a cell has no verdict."""
+    return tuple(f"{item.arm} {item.metric}" for item in metrics if item.decides and item.verdict == "inconclusive")

@@ -61,7 +61,7 @@ def _basis(
         f"{pairs} boots of each arm, paired by block; 95 % bootstrap intervals, paired permutation test,"
         f" Holm-corrected over {tests} comparisons. Smallest p that {pairs} boots can reach:"
         f" {statistics.smallest_p(pairs):.2g};"
-        f" {power.pairs_that_can(Stage(looks, len(looks)) if stops else FIXED, tests)} boots reach 5 % corrected."
+        f" {power.pairs_that_can(Stage(looks).last if stops else FIXED, tests)} boots reach 5 % corrected."
     )
     return lines + _looks(stops, looks)
 
@@ -88,14 +88,14 @@ def _looks(stops: Sequence[CellStop], looks: tuple[int, ...]) -> list[str]:
         alike.setdefault((item.why, item.boots), []).append(item)
     for (why, count), cells in alike.items():
         named = ", ".join(
-            item.cell + (f" ({_labels(item.undecided)})" if item.undecided and why != "not reached" else "")
+            item.cell + (f" ({labels(item.undecided)})" if item.undecided and why != "not reached" else "")
             for item in cells
         )
         lines.append(f"After {count} boots {words[why]}: {named}.")
     return lines
 
 
-def _labels(undecided: Sequence[str]) -> str:
+def labels(undecided: Sequence[str]) -> str:
     """``v1 p99_9`` as a reader knows it."""
     parts = [name.rpartition(" ") for name in undecided]
     return ", ".join(f"{arm} {LABELS.get(metric, metric)}" for arm, _, metric in parts)  # type: ignore[call-overload]
@@ -111,8 +111,7 @@ def _smallest(metrics: Sequence[MetricComparison]) -> list[str]:
     sizes = {LABELS[name]: percent(size)[1:] for name, size in worst.items() if name != "retries_per_fault"}
     lines = []
     if blind:
-        pairs = max(item.pairs for item in blind)
-        lines.append(f"In {len(blind)} of {len(metrics)} comparisons {pairs} boots can call no change, however large.")
+        lines.append(f"In {len(blind)} of {len(metrics)} comparisons these boots can call no change, however large.")
     if len(set(sizes.values())) == 1:
         lines.append(f"Smallest change of a latency that this run could have called: {next(iter(sizes.values()))}.")
     elif sizes:

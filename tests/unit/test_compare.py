@@ -287,7 +287,7 @@ def test_report_says_how_sure_it_is(tmp_path: Path) -> None:
     assert "exact and repeatable for this one seed" in exact and "says nothing about other seeds" in exact
     few = " ".join(compared(Plant(QUIET, accel="tcg", boots=6, noise=0.02), tmp_path / "b").sure)
     assert "Smallest p that 6 boots can reach: 0.031; 9 boots reach 5 % corrected." in few
-    assert "In 7 of 7 comparisons 6 boots can call no change, however large." in few
+    assert "In 7 of 7 comparisons these boots can call no change, however large." in few
     many = " ".join(compared(Plant(QUIET, accel="tcg", boots=10, noise=0.02), tmp_path / "c").sure)
     assert "Smallest change this run could have called, in its least sensitive cell: mean " in many
     seeds = " ".join(compared(Plant(QUIET, boots=6), tmp_path / "d").sure)
