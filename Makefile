@@ -5,7 +5,7 @@ ORCH := .venv/bin/orch
 CONFIG ?= configs/quickstart.yaml
 RESULTS ?= results
 
-.PHONY: help setup run check test test-lab bench clean
+.PHONY: help setup run check test test-lab bench statistics clean
 
 help:
 	@echo 'make setup   install what is missing: Debian packages, .venv with this project'
@@ -15,6 +15,7 @@ help:
 	@echo 'make test-lab  the same for the tests with lab hosts in QEMU, also the ones too dear for make test'
 	@echo 'make check   style, types, and the guest programs compiled with all warnings as errors'
 	@echo 'make bench   setup, then how long each stage takes on this machine, and 100 million faults (4 GB of disk, minutes)'
+	@echo 'make statistics   how often the verdicts err, on simulated targets: writes the table of docs/statistics.md (minutes)'
 	@echo 'make clean   remove what make check and make test leave behind (results and caches stay)'
 
 setup:
@@ -36,6 +37,9 @@ check: setup
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 	@$(MAKE) --no-print-directory -C guests check
+
+statistics: setup
+	@$(PYTHON) -m benchmarks.errorrates --write docs/statistics.md
 
 bench: setup
 	@$(PYTHON) -c 'import hdrh' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'

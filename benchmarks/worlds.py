@@ -23,6 +23,7 @@ Noise = Literal["normal", "log-normal", "pareto", "bimodal"]
 NOISES: tuple[Noise, ...] = ("normal", "log-normal", "pareto", "bimodal")
 FAULTS = 2000  # a boot: p99.9 is the second slowest but one
 BASE, ARM = "base", "v1"
+SLOWEST = 100.0
 RETRIES = 0.05  # per fault, in base
 
 
@@ -32,7 +33,8 @@ class World:
 
     * ``normal``: standard deviation ``size``;
     * ``log-normal``: skewed, a few boots are much slower (the log-normal's own sigma is 1, scaled to ``size``);
-    * ``pareto``: tail index 1.5, so that its variance is infinite, scaled to ``size``;
+    * ``pareto``: tail index 1.5, scaled to ``size``, and cut where a boot is :data:`SLOWEST` times slower: without the
+      cut its variance would be infinite;
     * ``bimodal``: one boot in two is slower by ten times ``size``, beside normal noise.
 
     ``drift`` is what each trial is slower than the one before it. Effects are those of the arm, as fractions: ``shift``
@@ -98,7 +100,7 @@ def _noise(world: World, shape: tuple[int, ...], rng: np.random.Generator) -> ND
     elif world.noise == "log-normal":
         drawn = rng.lognormal(0.0, 1.0, shape)
     elif world.noise == "pareto":
-        drawn = rng.pareto(1.5, shape)
+        drawn = np.minimum(rng.pareto(1.5, shape), np.log(SLOWEST) / world.size)
     else:
         drawn = rng.standard_normal(shape) + 10 * rng.integers(0, 2, shape)
     return np.asarray(world.size * drawn, np.float64)
