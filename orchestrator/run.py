@@ -229,6 +229,7 @@ def build_kernels(
             cache.cache_dir(),
             lambda step: stage.update(step.done, step.expected, f"{step.arm}: {step.line}"),
             extra=selection.fragments(chosen),
+            image=selection.needs_image(chosen),
         )
     for line in describe_kernels(kernels):
         reporter.say(line)

@@ -1,6 +1,7 @@
 """From a pristine tree to one bootable kernel an arm, each built once.
 
     kernels/KEY/{kernel.json, vmlinux, vmlinux.config, System.map, build.log}     published by one rename
+    kernels/KEY/bzImage                                                            added when a boot loader needs it
     build/KEY/                                                                     see workdir.py
 
 A kernel's key is everything that its bytes depend on: tree, requested options, patches, compiler, and this recipe.
@@ -33,6 +34,7 @@ RECIPE = 1
 # As long as a cold build may take on a slow machine: a second run of the same experiment waits for the first one's.
 LOCK_WAIT_S = 3600.0
 KEY_CHARS = 24
+IMAGE = "bzImage"
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,14 @@ def build_arms(
     progress: Callable[[Progress], None],
     *,
     extra: Sequence[Path] = (),
+    image: bool = False,
     jobs: int | None = None,
 ) -> tuple[BuiltKernel, ...]:
     """Build every arm's kernel, or take it from the cache; ``arms[0]`` is the base.
 
     ``extra`` are more fragments, behind the others: what the machines of a lab need. The kernels are those of all
     fragments together, to the byte, and share objects with those of ``fragments`` alone where the options do not count.
+    With ``image`` the folder of each kernel holds its :data:`IMAGE`, too; a kernel that is kept without gets it then.
 
     All patches are held against the tree before anything is built. A patched arm that does not compile is a
     :class:`BuiltKernel` with ``build == "failed"``; the others are built all the same.
@@ -118,7 +122,7 @@ def build_arms(
     own, requests = kconfig.read(fragments), kconfig.read([*fragments, *extra])
     toolchain = make.toolchain()
     plans = tuple(_plan(tree, requests, toolchain, arm, cache) for arm in arms)
-    kept = [_kept(plan, cached=True) for plan in plans]
+    kept = [_kept(plan, cached=True, image=image) for plan in plans]
     if all(kept):
         return tuple(kernel for kernel in kept if kernel is not None)
     for plan in plans:
@@ -132,7 +136,7 @@ def build_arms(
         work = Workdir(folder, tree.path, variant)
         kbuild = Kbuild(work.source, work.objects, jobs or len(os.sched_getaffinity(0)), fd)
         steps = _Steps(cache / "build" / f"steps-{kconfig.digest(requests)[:KEY_CHARS]}", progress)
-        builder = _Builder(work, kbuild, requests, steps)
+        builder = _Builder(work, kbuild, requests, steps, image)
         return tuple(builder.build(plan, is_base=plan is plans[0]) for plan in plans)
 
 
@@ -165,12 +169,13 @@ class _Builder:
     kbuild: Kbuild
     requests: tuple[kconfig.Request, ...]
     steps: _Steps
+    image: bool
 
     def build(self, plan: _Plan, *, is_base: bool) -> BuiltKernel:
         """One arm: kept already (perhaps by the process that we waited for), or built now."""
         if is_base and not self.work.has_base:
             return self._base(plan)
-        return _kept(plan, cached=True) or self._arm(plan)
+        return _kept(plan, cached=True, image=self.image) or self._arm(plan)
 
     def _base(self, plan: _Plan) -> BuiltKernel:
         """Build in full what every arm starts from, even if its kernel is kept: the arms need the objects."""
@@ -185,8 +190,10 @@ class _Builder:
                 raise BuildError(what, log=log, hint=proc.quote(self.kbuild.argv("vmlinux")))
             seconds = time.monotonic() - started
             self.work.keep_base(paths)
+            kernel = _kept(plan, cached=False) or self._keep(plan, log, seconds)
+            self._keep_image(plan, log)
         self.steps.learn("base", result)
-        return _kept(plan, cached=False) or self._keep(plan, log, seconds)
+        return kernel
 
     def _arm(self, plan: _Plan) -> BuiltKernel:
         log = self._new_log(plan)
@@ -201,11 +208,23 @@ class _Builder:
             except ConfigError as error:
                 result = CompileError(error.problems)
             seconds = time.monotonic() - started
-        if isinstance(result, CompileError):
-            error_text = "\n".join(result.lines)
-            return BuiltKernel(plan.arm, "failed", "", None, "", None, "", None, "", seconds, False, log, error_text)
+            if isinstance(result, CompileError):
+                text = "\n".join(result.lines)
+                return BuiltKernel(plan.arm, "failed", "", None, "", None, "", None, "", seconds, False, log, text)
+            kernel = _kept(plan, cached=False) or self._keep(plan, log, seconds)
+            self._keep_image(plan, log)
         self.steps.learn("arm", result)
-        return self._keep(plan, log, seconds)
+        return kernel
+
+    def _keep_image(self, plan: _Plan, log: Path) -> None:
+        """Put the compressed image beside the kernel of which it was just made, if it is wanted."""
+        if not self.image:
+            return
+        made = make.compile_image(self.kbuild, log)
+        new = plan.kept / f".{IMAGE}.new"
+        with lock(plan.kept.parent / ".lock", wait_s=LOCK_WAIT_S, say=lambda text: None):
+            shutil.copyfile(made, new)
+            new.replace(plan.kept / IMAGE)
 
     def _keep(self, plan: _Plan, log: Path, seconds: float) -> BuiltKernel:
         """Publish what is in the object directory as this plan's kernel."""
@@ -270,10 +289,10 @@ def _check_applies(plan: _Plan, tree: KernelTree) -> None:
         )
 
 
-def _kept(plan: _Plan, *, cached: bool) -> BuiltKernel | None:
-    """This plan's kernel from the cache; None if it is not there or is not what was put there."""
+def _kept(plan: _Plan, *, cached: bool, image: bool = False) -> BuiltKernel | None:
+    """This plan's kernel from the cache, with its image if asked; None if it is not there, or is damaged."""
     folder = plan.kept
-    if not (folder / "kernel.json").is_file():
+    if not (folder / "kernel.json").is_file() or (image and not (folder / IMAGE).is_file()):
         return None
     record = load_json(folder / "kernel.json", _Record)
     vmlinux, config = folder / "vmlinux", folder / "vmlinux.config"

@@ -110,6 +110,19 @@ def compile_vmlinux(kbuild: Kbuild, log: Path, on_step: Callable[[int, str], Non
     return steps
 
 
+def compile_image(kbuild: Kbuild, log: Path) -> Path:
+    """Build the compressed image of the ``vmlinux`` that is there, which boot loaders take; its path.
+
+    Raises :class:`BuildError`.
+    """
+    argv = kbuild.argv("bzImage")
+    try:
+        proc.run(argv, log=log, deadline_s=BUILD_DEADLINE_S, pass_fds=(kbuild.lock_fd,))
+    except CommandError as error:
+        raise BuildError(error.what, log=log, hint=proc.quote(argv)) from error
+    return kbuild.objects / "arch/x86/boot/bzImage"
+
+
 def first_errors(text: str, source: Path) -> tuple[str, ...]:
     """The first errors in a build log, each with the source line that the compiler shows below it."""
     lines = text.splitlines()

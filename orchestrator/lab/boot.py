@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import TargetError
+from orchestrator.kernel.build import IMAGE
 from orchestrator.lab.link import Link
 from orchestrator.lab.remote import Cut, NoSuchFile, Reply
 from orchestrator.lab.types import LabHost
@@ -218,7 +219,7 @@ def install(link: Link, path: str) -> str:
 
 def file_to_boot(vmlinux: Path, host: LabHost) -> Path:
     """Which of a build's files the host boots: GRUB's ``linux`` command takes no ELF file."""
-    return vmlinux.with_name("bzImage") if host.boot == "grub" else vmlinux
+    return vmlinux.with_name(IMAGE) if host.boot == "grub" else vmlinux
 
 
 def _quoted(word: str) -> str:

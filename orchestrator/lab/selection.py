@@ -22,6 +22,13 @@ def fragments(chosen: Experiment) -> tuple[Path, ...]:
     return tuple(path for path in load(chosen.target.lab).fragments if path not in chosen.kernel.fragments)
 
 
+def needs_image(chosen: Experiment) -> bool:
+    """Whether one of the machines boots by a boot loader, which takes no ELF file."""
+    return chosen.target.lab is not None and any(
+        host.boot == "grub" for host in _named(load(chosen.target.lab), chosen.target.hosts)
+    )
+
+
 def machines(chosen: Experiment) -> tuple[LabHost, ...]:
     """The machines that the experiment runs on; none without a lab. Raises :class:`UserError` if they do not fit."""
     if chosen.target.lab is None:

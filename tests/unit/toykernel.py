@@ -48,9 +48,12 @@ class Toy:
         arms: dict[str, Sequence[Path]],
         progress: Callable[[Progress], None] = lambda step: None,
         extra: Sequence[Path] = (),
+        image: bool = False,
     ) -> dict[str, BuiltKernel]:
         specs = [Arm(name, tuple(patches)) for name, patches in arms.items()]
-        kernels = build_arms(self.tree(), [self.fragment], specs, self.cache, progress, extra=extra, jobs=2)
+        kernels = build_arms(
+            self.tree(), [self.fragment], specs, self.cache, progress, extra=extra, image=image, jobs=2
+        )
         return {kernel.arm: kernel for kernel in kernels}
 
     def work(self) -> Path:
