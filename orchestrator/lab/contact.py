@@ -44,14 +44,18 @@ def give_back(machine: Machine) -> None:
 def _again(machine: Machine) -> None:
     try:
         _take_lease(machine)
-        return
     except Cut as error:
         machine.say(f"does not answer ({error})")
-    home.go_home(machine)
+        home.go_home(machine)
     try:
         _take_lease(machine)
+        now = machine.link.insist(seen.look, machine.answer_s)
     except Cut as error:
         machine.lost(f"cannot be reached any more: {error}")
+    known_good = machine.journal.known_good
+    if machine.journal.settled and now.kernel != known_good:
+        # Not in quarantine: whoever installed it knows what they do. But half a run on another kernel is no run.
+        raise MachineGone(f"{machine.host.name} now runs {now.kernel}, and ran {known_good} when this run began")
 
 
 def _first(machine: Machine) -> None:

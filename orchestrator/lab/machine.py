@@ -120,7 +120,8 @@ class Machine:
         """Go over to a state: written here and, if it can be reached, on the machine, before this returns.
 
         On the way home the machine may well be down, and its disk full: then it is written here only.
-        Raises :class:`Cut`, :class:`MachineGone`.
+        Raises :class:`Cut`; :class:`NotRun` if the kernel under test cannot write, and :class:`MachineGone` if the
+        machine's own cannot.
         """
         changed = dataclasses.replace(self.journal, **changes)  # type: ignore[arg-type]
         self._journal = dataclasses.replace(changed, state=state, since=self.clock.utc())
@@ -135,8 +136,10 @@ class Machine:
             if state != "returning":
                 raise
         except CannotWrite as error:
+            if state == "testing":
+                raise NotRun(f"{self.host.name}: {error}") from error
             if state != "returning":
-                self.lost(f"has no room: {error}")
+                self.lost(f"cannot be written to: {error}")
 
     def put(self, source: Path, sha256: str, to: str = "") -> str:
         """Copy a file to the machine, named by its content, unless it is there; its path there.

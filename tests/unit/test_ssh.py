@@ -18,7 +18,7 @@ from orchestrator.kernel.build import BuiltKernel
 from orchestrator.lab import journal, status
 from orchestrator.lab.journal import KernelId
 from orchestrator.lab.machine import MachineGone
-from orchestrator.lab.remote import Cut, Reply
+from orchestrator.lab.remote import CannotWrite, Cut, Reply
 from orchestrator.lab.types import LabHost
 from orchestrator.plan import Trial
 from orchestrator.results import Outcome, TrialResult
@@ -581,6 +581,36 @@ def test_a_restart_under_way_is_not_taken_for_being_home(lab: Lab) -> None:
     result = lab.run()
     assert result.outcome is Outcome.HANG and "it still runs the old one" in result.reason
     assert lab.host.history == [GOOD, GOOD] and lab.state == "idle"
+
+
+def test_a_machine_that_went_down_between_two_trials_is_fetched_back(lab: Lab) -> None:
+    assert lab.run().outcome is Outcome.OK
+    lab.host.die()
+    assert lab.run(1).outcome is Outcome.OK and lab.outside.said == ["sysrq sb", "power"]
+
+
+def test_a_machine_that_was_given_another_kernel_between_two_trials_leaves_the_run(lab: Lab) -> None:
+    assert lab.run().outcome is Outcome.OK
+    newer = KernelId("6.1.0-19-amd64", "#1 SMP Debian", "dd" * 20)
+    lab.host.kernel = newer
+    with pytest.raises(MachineGone, match=r"rack1 now runs 6.1.0-19-amd64 .*, and ran 6.1.0-18-amd64 .* when this run"):
+        lab.run(1)
+    assert lab.quarantine == ""
+    lab.target = lab.new_target()
+    lab.target.contact()
+    found = journal.read(lab.described)
+    assert found is not None and found.known_good == newer, "the next run takes it as it is"
+
+
+def test_a_kernel_under_test_that_cannot_write_is_not_the_machines_fault(lab: Lab) -> None:
+    def read_only(call: str, words: tuple[str, ...]) -> None:
+        if call == "write" and lab.host.kernel == TEST:
+            raise CannotWrite(f"cannot write {words[0]}: Read-only file system")
+
+    lab.host.faults.append(read_only)
+    result = lab.run()
+    assert result.outcome is Outcome.NOT_RUN and "Read-only file system" in result.reason
+    at_home(lab)
 
 
 def test_errors_of_the_connection_are_told(lab: Lab) -> None:
