@@ -33,6 +33,7 @@ class Repeat:
     metrics: Counter[str]
     cells: Counter[str]
     boots: int
+    lost: int  # trials without a recording: a hang of the emulator, say
     wall_s: float
 
     @property
@@ -81,7 +82,8 @@ def run(config: Path, results: Path, seed: int) -> Repeat:
     if not list(results.glob(f"*/{COMPARISON_FILE}")):
         argv = [str(Path(sys.executable).with_name("orch")), "run", str(config), "--results", str(results)]
         ended = subprocess.run(argv, stdout=subprocess.DEVNULL, check=False)
-        if ended.returncode:
+        # 2 is also a run that came to its end with a trial that did not; the table counts those.
+        if ended.returncode not in (0, 2) or not list(results.glob(f"*/{COMPARISON_FILE}")):
             raise SystemExit(f"orch run {config} ended with {ended.returncode}")
     (path,) = results.glob(f"*/{COMPARISON_FILE}")
     found = from_json(Comparison, path)
@@ -90,22 +92,23 @@ def run(config: Path, results: Path, seed: int) -> Repeat:
         Counter(item.verdict for item in found.comparisons),
         Counter(item.verdict for item in found.verdicts),
         max(item.pairs for item in found.comparisons),
+        len(found.failures),
         time.monotonic() - began,
     )
 
 
 def lines(repeats: list[Repeat]) -> list[str]:
     """A table, and the sum."""
-    made = ["| seed | boots | " + " | ".join(VERDICTS) + " | s |", "| --- " * 7 + "|"]
+    made = ["| seed | boots | lost | " + " | ".join(VERDICTS) + " | s |", "| --- " * 8 + "|"]
     for item in repeats:
         counts = " | ".join(str(item.metrics[verdict]) for verdict in VERDICTS)
-        made.append(f"| {item.seed} | {item.boots} | {counts} | {item.wall_s:.0f} |")
+        made.append(f"| {item.seed} | {item.boots} | {item.lost} | {counts} | {item.wall_s:.0f} |")
     total = sum((item.metrics for item in repeats), Counter[str]())
     wrong = sum(item.false_calls > 0 for item in repeats)
     made.append(
         f"{len(repeats)} repeats, {total.total()} comparisons: {total['improved']} improved, {total['regressed']}"
         f" regressed, {total['equivalent']} equivalent, {total['inconclusive']} inconclusive;"
-        f" {wrong} repeats with a false call"
+        f" {wrong} repeats with a false call, {sum(item.lost for item in repeats)} trials lost"
     )
     return made
 
