@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -48,16 +49,31 @@ def open_cluster(
 @click.command("worker")
 @click.argument("engine", metavar="dask://HOST:PORT")
 @click.option("--offer", "offers", metavar="ACCEL=N", multiple=True, help="N boots at once under kvm, tcg or icount.")
+@click.option(
+    "--lab", "lab_file", type=click.Path(dir_okay=False, path_type=Path), help="Offer the machines of this lab file."
+)
+@click.option("--host", "hosts", metavar="NAME", multiple=True, help="Only this machine of it. Several are allowed.")
 @click.option("--name", help="What it is called in messages. Default: host name and process id.")
 @patience_option
-def worker_command(engine: str, offers: Sequence[str], name: str | None, patience: float | None) -> int:
+def worker_command(
+    engine: str,
+    offers: Sequence[str],
+    lab_file: Path | None,
+    hosts: Sequence[str],
+    name: str | None,
+    patience: float | None,
+) -> int:
     """Offer this machine to the runs that are started with --engine dask://HOST:PORT.
 
-    Without --offer it offers what works here: icount on every CPU, and one boot at a time of what takes real time.
-    Whoever reaches the scheduler's port can run any code on this machine: see docs/dask.md.
+    Without --offer and --lab it offers what works here: icount on every CPU, and one boot at a time of what takes real
+    time. Whoever reaches the scheduler's port can run any code on this machine: see docs/dask.md.
     """
     from orchestrator.engine import worker
 
-    wanted = worker.find_offers([worker.parse_offer(offer) for offer in offers])
-    worker.work(engine, wanted, name, PATIENCE_S if patience is None else patience, Reporter().say)
+    machines = worker.find_hosts(lab_file, hosts)
+    wanted = [worker.parse_offer(offer) for offer in offers]
+    boots = worker.find_offers(wanted) if wanted or not machines else ()
+    worker.work(
+        engine, worker.Offers(boots, machines), name, PATIENCE_S if patience is None else patience, Reporter().say
+    )
     return EXIT_OK

@@ -179,10 +179,10 @@ def settle(chosen: Experiment, reporter: Reporter, cluster: Cluster | None = Non
     accel: Accel | Literal["local", "ssh"]
     hosts = selection.machines(chosen)
     pick_accel = doctor.pick_accel if cluster is None else cluster.pick_accel
-    if cluster is not None and chosen.target.kind != "qemu":
+    if cluster is not None and chosen.target.kind == "local":
         raise UserError(
-            f"target: {chosen.target.kind} is of this machine, and workers have each their own",
-            hint="leave out --engine, or use a config with target.kind: qemu",
+            "target: local is the kernel of this machine, and workers have each their own",
+            hint="leave out --engine, or use a config with target.kind: qemu or ssh",
         )
     if chosen.target.kind == "local":
         local.check_local()
@@ -295,10 +295,11 @@ def make_runner(
     cluster: Cluster | None,
 ) -> Runner:
     """What runs the trials: this process, or the workers of a cluster."""
-    if cluster is None or setting.accel == "local" or setting.accel == "ssh":  # settle() refuses these with a cluster.
+    if cluster is None or setting.accel == "local":  # settle() refuses the two together.
         return LocalRunner(make_bench(setting, guests, kernels, tests, reporter), store)
-    accels = (setting.accel, setting.test_accel)
-    return cluster.runner(kit.pack(setting.experiment.target, accels, guests, kernels, tests), store)
+    kinds = (setting.accel, setting.test_accel)
+    packing = kit.pack(setting.experiment.target, kinds, guests, kernels, tests)
+    return cluster.runner(packing, setting.hosts, store)
 
 
 def report(store: Store) -> Finished:

@@ -22,11 +22,13 @@ from orchestrator.engine.identity import SOURCES_ID
 from orchestrator.engine.kit import Kit, Packing
 from orchestrator.engine.link import Link, LinkError, Say
 from orchestrator.engine.local import OnResult, Unit
+from orchestrator.engine.need import HostId, Need, host_id
 from orchestrator.engine.remote import Order
 from orchestrator.engine.roster import Roster
 from orchestrator.experiment import SelftestCell
+from orchestrator.lab import LabHost
 from orchestrator.plan import Plan, Trial
-from orchestrator.results import TrialResult
+from orchestrator.results import Outcome, TrialResult
 from orchestrator.store import Store
 
 BEST_FIRST: tuple[Accel, ...] = ("kvm", "icount", "tcg")
@@ -64,8 +66,7 @@ class Cluster:
             for accel in BEST_FIRST if wanted == "auto" else (wanted,):
                 if accel == "icount" and cpus > 1:
                     continue
-                offers = [member for member in self._roster.members if member.slots(accel)]
-                if offers:
+                if any(member.room(Need(accel, cpus)) for member in self._roster.members):
                     if self._roster.qemu is None:
                         self._roster.choose_qemu(accel)
                     why = "as the experiment says" if wanted == accel else "the best that they offer"
@@ -81,14 +82,13 @@ class Cluster:
         """Of all workers that are used; known once :meth:`pick_accel` has chosen."""
         return self._roster.qemu or ""
 
-    def slots(self, accel: str) -> int:
-        """How many boots run at once on the workers that are there now."""
-        return sum(member.slots(accel) for member in self._roster.members)
+    def runner(self, packing: Packing, hosts: Sequence[LabHost], store: Store) -> ClusterRunner:
+        """What runs the trials of a run, those of target ``ssh`` on ``hosts``.
 
-    def runner(self, packing: Packing, store: Store) -> ClusterRunner:
-        """What runs the trials of a run; workers get what they lack of the packing before their first trial."""
+        Workers get what they lack of the packing before their first trial.
+        """
         self._roster.packing = packing
-        return ClusterRunner(self, packing, store)
+        return ClusterRunner(self, packing, store, tuple(host_id(host) for host in hosts))
 
     def dispatch(self, work: Work, store: Store, on_result: OnResult) -> None:
         """Run ``work``, see :class:`~orchestrator.engine.dispatch.Dispatch`."""
@@ -121,6 +121,7 @@ class ClusterRunner:
     cluster: Cluster
     packing: Packing
     store: Store
+    hosts: tuple[HostId, ...]
 
     def runs(self, item: Trial) -> bool:
         """See :class:`~orchestrator.engine.Runner`."""
@@ -129,7 +130,7 @@ class ClusterRunner:
     def resume(self, plan: Plan, done: Sequence[TrialResult]) -> Sequence[TrialResult]:
         """See :class:`~orchestrator.engine.Runner`: a block stays on one worker, and no worker waits for its rest."""
         skipped = [trial.id for trial in plan.trials if not self.runs(trial)]
-        whole = whole_blocks(plan, [item.id for item in done], skipped, self.packing.kit)
+        whole = whole_blocks(plan, done, skipped, self.packing.kit)
         return [item for item in done if item.id in whole]
 
     def execute(self, plan: Plan, finished: Iterable[str], accel: str, jobs: int | None, on_result: OnResult) -> None:
@@ -138,29 +139,32 @@ class ClusterRunner:
         if not units:
             return
         kit, rerun = self.packing.kit, proc.quote(["orch", "trial", self.store.run])
-        known: Accel = next(item for item in BEST_FIRST if item == accel)
+        need = Need(kit.kind, kit.spec.cpus, self.hosts)
         cell = units[0].left[0].cell
-        cpus = cell.selftests.cpus if isinstance(cell, SelftestCell) else kit.spec.cpus
+        if isinstance(cell, SelftestCell) and kit.test_accel is not None:
+            need = Need(kit.test_accel, cell.selftests.cpus)
 
-        def order(unit: Unit) -> Order:
-            return Order(SOURCES_ID, kit, known, unit.left, rerun)
+        def order(unit: Unit, host: str) -> Order:
+            return Order(SOURCES_ID, kit, need.kind, host, unit.left, rerun)
 
-        self.cluster.dispatch(Work(units, known, cpus, jobs, order, self.packing.files), self.store, on_result)
+        self.cluster.dispatch(Work(units, need, jobs, order, self.packing.kernels), self.store, on_result)
 
     def close(self) -> None:
         """See :class:`~orchestrator.engine.Runner`: nothing is held; whoever made the cluster closes it."""
 
 
-def whole_blocks(plan: Plan, finished: Iterable[str], skipped: Iterable[str], kit: Kit) -> set[str]:
-    """Of the finished trials those of blocks of which no trial is left but ``skipped`` ones, which never run.
+def whole_blocks(plan: Plan, done: Sequence[TrialResult], skipped: Iterable[str], kit: Kit) -> set[str]:
+    """Of the trials that are done those of blocks of which no trial is left but ``skipped`` ones, which never run.
 
-    Under icount trials are compared wherever they ran: there all stand.
+    A block that lost its machine of the lab is not done. Under icount trials are compared wherever they ran: there all
+    stand.
     """
-    done = set(finished)
-    begun = {trial.block for trial in plan.trials if trial.id not in done | set(skipped)}
+    ended = {item.id for item in done}
+    lost = {item.block for item in done if item.machine_lost and item.outcome in (Outcome.LOST, Outcome.NOT_RUN)}
+    begun = lost | {trial.block for trial in plan.trials if trial.id not in ended | set(skipped)}
 
     def stands(trial: Trial) -> bool:
-        accel = kit.test_accel if isinstance(trial.cell, SelftestCell) else kit.accel
-        return accel == "icount" or trial.block not in begun
+        kind = kit.test_accel if isinstance(trial.cell, SelftestCell) else kit.kind
+        return kind == "icount" or trial.block not in begun
 
-    return {trial.id for trial in plan.trials if trial.id in done and stands(trial)}
+    return {trial.id for trial in plan.trials if trial.id in ended and stands(trial)}

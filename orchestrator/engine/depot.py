@@ -33,6 +33,12 @@ class Item:
     sha256: str
 
 
+def tree_id(items: Iterable[Item]) -> str:
+    """The name of the folder that holds these files."""
+    text = "".join(f"{item.sha256} {item.name}\n" for item in sorted(items, key=lambda item: item.name))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def safe_path(folder: Path, name: str) -> Path:
     """``folder/name``; :class:`ShippingError` for anything but plain parts: no "..", no hidden or absolute path."""
     parts = name.split("/")
@@ -80,8 +86,7 @@ class Depot:
 
     def tree(self, items: Sequence[Item]) -> Path:
         """A folder that holds these files under their names; :class:`StoreError` if one is not here."""
-        text = "".join(f"{item.sha256} {item.name}\n" for item in sorted(items, key=lambda item: item.name))
-        folder = self.root / "trees" / hashlib.sha256(text.encode()).hexdigest()
+        folder = self.root / "trees" / tree_id(items)
         sources = [(safe_path(folder, item.name), self.file(item.sha256)) for item in items]
         if all(path.exists() and path.samefile(source) for path, source in sources):
             return folder

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import queue
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
@@ -14,14 +14,16 @@ from pathlib import Path
 
 import distributed
 
-from orchestrator.doctor import Accel
 from orchestrator.engine import parcel, remote
 from orchestrator.engine.link import BROKEN, Link, LinkError
-from orchestrator.engine.local import OnResult, Unit
+from orchestrator.engine.local import OnResult, Unit, elsewhere
+from orchestrator.engine.need import LAB, Need
 from orchestrator.engine.remote import Answer, Done, Failed, Order, Unready
-from orchestrator.engine.roster import Member, Roster, resource
+from orchestrator.engine.roster import Member, Roster
 from orchestrator.errors import EngineError, OrchError, ShippingError, StoreError, TargetError, printable
+from orchestrator.results import TrialResult
 from orchestrator.store import Store
+from orchestrator.target.pool import NoMachineLeft
 
 POLL_S = 0.2
 LOOK_EVERY_S = 1.0
@@ -29,6 +31,14 @@ GATHER_S = 60.0  # for one answer to come over the network
 MAX_FAILURES = 2  # workers that may fail on one unit before it is the unit's fault
 MAX_HICCUPS = 3  # errors one after the other, of a connection that says of itself that it is open
 MAX_LOSSES = 20  # of the connection without a single result between
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Room for so many units at once, on these workers together."""
+
+    slots: int
+    workers: frozenset[str]
 
 
 class _WorkerGoneError(Exception):
@@ -55,22 +65,22 @@ class _Job:
 class _Sent:
     job: _Job
     future: distributed.Future
+    resource: str
     workers: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of :class:`Dispatch` does: ``units`` under ``accel``, each boot with ``cpus`` emulated CPUs.
+    """What one call of :class:`Dispatch` does: ``units``, each of which needs a place of the kind ``need``.
 
-    At most ``jobs`` units at once, None for as many as the workers have room for. ``order`` makes the order of a unit,
-    ``kernels`` are this machine's by SHA-256.
+    At most ``jobs`` units at once, None for as many as the workers have room for. ``order`` makes the order of a unit
+    on a machine of the lab, or on none; for ``kernels`` see :func:`orchestrator.engine.parcel.unpack`.
     """
 
     units: Sequence[Unit]
-    accel: Accel
-    cpus: int
+    need: Need
     jobs: int | None
-    order: Callable[[Unit], Order]
+    order: Callable[[Unit, str], Order]
     kernels: Mapping[str, Path]
 
 
@@ -94,6 +104,7 @@ class Dispatch:
     _looked: float = 0.0
     _seen: float = 0.0  # when somebody was ready last
     _told: bool = False
+    _gone: dict[str, str] = field(default_factory=dict)  # machines of the lab, by resource, and why
     _hiccups: int = 0
     _losses: int = 0
     _error: OrchError | None = None
@@ -126,38 +137,53 @@ class Dispatch:
         if time.monotonic() < self._looked + LOOK_EVERY_S and self._ready:
             return
         self.roster.look()
-        self._ready = self.roster.ready(self.work.accel, self.work.cpus)
+        self._ready = self.roster.ready(self.work.need)
         self._looked = time.monotonic()
         for key, sent in list(self._sent.items()):
             if not sent.workers & self._ready.keys():  # Dask would wait for one of them for ever.
                 self._again(key)
-        if self._ready:
+        if self._rooms():
             self._seen, self._told = self._looked, False
         elif not self._sent:
             if self._looked > self._seen + self.patience_s:
-                raise nobody(self.work.accel, self.patience_s, self.roster)
+                raise nobody(self.work.need, self.patience_s, self.roster)
             if not self._told:
-                self.roster.say(waiting_for(self.work.accel, self.link.engine))
+                self.roster.say(waiting_for(self.work.need, self.link.engine))
                 self._told = True
             time.sleep(POLL_S)
 
     def _send(self) -> None:
-        room = sum(member.slots(self.work.accel) for member in self._ready.values())
+        rooms = self._rooms()
+        used = Counter(sent.resource for sent in self._sent.values())
+        at_once = sum(room.slots for room in rooms.values())
         if self.work.jobs is not None:
-            room = min(room, self.work.jobs)
-        while self._waiting and len(self._sent) < room:
+            at_once = min(at_once, self.work.jobs)
+        while self._waiting and len(self._sent) < at_once:
+            name = next(name for name, room in rooms.items() if used[name] < room.slots)
             job = self._waiting.popleft()
-            workers = frozenset(self._ready)
             key = f"{self.names}-{job.unit.left[0].id}-{next(self._count)}"
             future = self.link.submit(
                 remote.run_unit,
-                self.work.order(job.unit),
+                self.work.order(job.unit, name.removeprefix(LAB) if self.work.need.kind == "ssh" else ""),
                 key=key,
-                workers=sorted(workers),
-                resource=resource(self.work.accel),
+                workers=sorted(rooms[name].workers),
+                resource=name,
                 when_done=self._ended.put,
             )
-            self._sent[key] = _Sent(job, future, workers)
+            self._sent[key] = _Sent(job, future, name, rooms[name].workers)
+            used[name] += 1
+
+    def _rooms(self) -> dict[str, _Room]:
+        """Where units can run, by the Dask resource of which each takes one; a lab's machine is one, whoever offers."""
+        found: dict[str, _Room] = {}
+        for address, member in self._ready.items():
+            for name, slots in member.room(self.work.need).items():
+                if name in self._gone:
+                    continue
+                before = found.get(name, _Room(0, frozenset()))
+                both = 1 if self.work.need.kind == "ssh" else before.slots + slots
+                found[name] = _Room(both, before.workers | {address})
+        return found
 
     def _receive(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -186,16 +212,18 @@ class Dispatch:
             self._handle(sent.job, future.key, answer)
 
     def _handle(self, job: _Job, key: str, answer: Answer) -> None:
-        if isinstance(answer, Unready) or (isinstance(answer, Done) and len(answer.parcels) != len(job.unit.left)):
+        if isinstance(answer, Unready) or (isinstance(answer, Done) and not _is_whole(answer, job.unit)):
             self.roster.unready(answer.worker, answer.why if isinstance(answer, Unready) else "leaves blocks half run")
             self._looked = 0.0
             self._again(key)
             return
         if isinstance(answer, Done):
             try:
-                self._keep(job.unit, answer)
-                del self._sent[key]
+                last = self._keep(job.unit, answer)
+                name = self._sent.pop(key).resource
                 self._losses = 0
+                if answer.lost:
+                    self._lose(name, job, answer, last)
                 return
             except _WorkerGoneError:
                 self._again(key)
@@ -204,12 +232,30 @@ class Dispatch:
                 answer = Failed(answer.worker, error.what, None, ())
         self._put_aside(job, key, answer)
 
-    def _keep(self, unit: Unit, done: Done) -> None:
-        """Store a unit whole: its trials are compared with each other, and none of it counts before all is here."""
+    def _lose(self, name: str, job: _Job, done: Done, last: TrialResult | None) -> None:
+        """A machine of the lab cannot be used any more; its block runs again on another one, as it would here."""
+        self._gone[name] = done.lost
+        self.roster.say(f"{name.removeprefix(LAB)} is not used any more: {done.lost}")
+        unit, ended = job.unit, len(done.parcels)
+        if last is None or not last.machine_lost:  # It was lost before a trial began.
+            again: Unit | None = Unit(unit.whole, unit.whole, unit.machines)
+        else:
+            again = elsewhere(unit, unit.left[ended:], last)
+        if again is not None:
+            self._waiting.appendleft(_Job(again))
+        if len(self._gone) == len(self.work.need.hosts) and self._waiting:
+            lines = "".join(f"\n  {name.removeprefix(LAB)}: {why}" for name, why in self._gone.items())
+            self._error = self._error or NoMachineLeft(f"no machine of the lab is left:{lines}", hint="orch lab status")
+
+    def _keep(self, unit: Unit, done: Done) -> TrialResult | None:
+        """Store a unit at once, since its trials are compared with each other; returns the last result.
+
+        Nothing of it counts before all is here.
+        """
         try:
             results = [
                 parcel.unpack(packed, trial, self._fetcher(done, trial.id), self.work.kernels, self.store)
-                for trial, packed in zip(unit.left, done.parcels, strict=True)
+                for trial, packed in zip(unit.left, done.parcels, strict=False)
             ]
             for result in results:
                 self.store.set_aside(result.id)
@@ -218,6 +264,7 @@ class Dispatch:
             raise StoreError(f"cannot keep a trial that was run elsewhere: {error}") from error
         for result in results:
             self.on_result(result)
+        return results[-1] if results else None
 
     def _fetcher(self, done: Done, trial_id: str) -> parcel.Fetch:
         """Fetches pieces of a trial's files from the worker that ran it."""
@@ -276,16 +323,21 @@ def _dask_error(job: _Job, error: BaseException) -> EngineError:
     return EngineError(f"{job.name}: Dask could not run it: {printable(f'{type(error).__name__}: {error}')[:500]}")
 
 
-def waiting_for(accel: str, engine: str) -> str:
+def _is_whole(done: Done, unit: Unit) -> bool:
+    """Whether an answer has every trial, or says why it has not."""
+    return len(done.parcels) == len(unit.left) or bool(done.lost)
+
+
+def waiting_for(need: Need | str, engine: str) -> str:
     """The line that says why nothing happens."""
-    return f"waiting for a worker at {engine} that offers {accel}"
+    return f"waiting for a worker at {engine} that offers {need}"
 
 
-def nobody(accel: str, patience_s: float, roster: Roster) -> EngineError:
+def nobody(need: Need | str, patience_s: float, roster: Roster) -> EngineError:
     """The error that there is no worker to run anything."""
     refused = "".join(f"\n  {line}" for line in roster.refusals())
     return EngineError(
-        f"no worker at {roster.link.engine} offers {accel} and could be used, for {patience_s:.0f} s"
+        f"no worker at {roster.link.engine} offers {need} and could be used, for {patience_s:.0f} s"
         f"{': not used are' if refused else ''}{refused}",
         hint=f"orch worker {roster.link.engine}   (see docs/dask.md)",
     )

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator import __version__
+from orchestrator.engine.need import HostId
 from orchestrator.manifest import Host, examine_host, qemu_version, tool_commit
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -33,7 +34,8 @@ SOURCES_ID = _digest_sources()
 class Identity:
     """``tool`` names the tool's version for people, ``sources_id`` decides. ``qemu`` is empty where there is none.
 
-    ``host`` is the machine; ``cpus`` of its CPUs are this process's to use.
+    ``host`` is the machine; ``cpus`` of its CPUs are this process's to use. ``lab`` are machines of a lab that a worker
+    offers.
     """
 
     tool: str
@@ -42,6 +44,7 @@ class Identity:
     qemu: str
     host: Host
     cpus: int
+    lab: tuple[HostId, ...] = ()
 
 
 @cache

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from orchestrator.bench import Bench, make_emulator
 from orchestrator.doctor import Accel
-from orchestrator.engine.depot import Depot, Item
+from orchestrator.engine.depot import Depot, Item, tree_id
+from orchestrator.engine.need import Kind
 from orchestrator.experiment import TargetSpec
 from orchestrator.image import Guests
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests
+from orchestrator.lab import LabHost
 from orchestrator.store import file_sha256
+from orchestrator.target import labtarget
 from orchestrator.target.target import Target
 
 NOWHERE = Path()
+VMLINUX, BZIMAGE = "vmlinux", "bzImage"  # the second beside the first: file_to_boot() in lab/boot.py
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -26,23 +32,31 @@ class Kit:
     """A :class:`~orchestrator.bench.Bench` to be set up anywhere.
 
     Paths in ``kernels`` and ``tests`` are None or empty; their files, and the guest programs, are known by SHA-256.
-    ``test_accel`` is that of the selftests' machine, None without selftests.
+    ``kind`` is of the measuring trials' target; ``test_accel`` that of the selftests' machine, None without selftests.
+    ``images`` are, by arm, the compressed kernels that some boot loaders of a lab want beside vmlinux.
     """
 
     spec: TargetSpec
-    accel: Accel
+    kind: Kind
     test_accel: Accel | None
     guests_id: str
     guests: tuple[Item, ...]
     kernels: tuple[BuiltKernel, ...]
     tests: tuple[BuiltSelftests, ...]
+    images: tuple[tuple[str, Item], ...] = ()
 
     @property
     def hashes(self) -> tuple[str, ...]:
         """Of every file that a worker must have."""
         kernels = (kernel.vmlinux_sha256 for kernel in self.kernels if kernel.build == "ok")
         programs = (item.sha256 for tests in self.tests for item in _programs(tests))
-        return tuple(dict.fromkeys([*(item.sha256 for item in self.guests), *kernels, *programs]))
+        images = (item.sha256 for _, item in self.images)
+        return tuple(dict.fromkeys([*(item.sha256 for item in self.guests), *kernels, *programs, *images]))
+
+    def kernel_files(self, kernel: BuiltKernel) -> tuple[Item, ...]:
+        """What lies side by side on a worker of one kernel."""
+        images = (item for arm, item in self.images if arm == kernel.arm)
+        return (Item(VMLINUX, kernel.vmlinux_sha256), *images)
 
 
 @dataclass(frozen=True)
@@ -52,21 +66,35 @@ class Packing:
     kit: Kit
     files: dict[str, Path]
 
+    @property
+    def kernels(self) -> dict[str, Path]:
+        """This machine's kernels, by the name of the folder in which a worker has them."""
+        return {
+            tree_id(self.kit.kernel_files(kernel)): self.files[kernel.vmlinux_sha256]
+            for kernel in self.kit.kernels
+            if kernel.build == "ok"
+        }
+
 
 def pack(
     spec: TargetSpec,
-    accels: tuple[Accel, Accel | None],
+    kinds: tuple[Kind, Accel | None],
     guests: Guests,
     kernels: Sequence[BuiltKernel],
     tests: Sequence[BuiltSelftests],
 ) -> Packing:
-    """The kit of a bench; ``accels`` are those of the measuring trials and of the selftests."""
+    """The kit of a bench; ``kinds`` are those of the measuring trials' target and of the selftests'."""
     programs = sorted(path for path in guests.init.parent.iterdir() if path.is_file())
     items = tuple(Item(path.name, file_sha256(path)) for path in programs)
     files = {item.sha256: path for item, path in zip(items, programs, strict=True)}
+    images: list[tuple[str, Item]] = []
     for kernel in kernels:
         if kernel.vmlinux is not None:
             files[kernel.vmlinux_sha256] = kernel.vmlinux
+            image = kernel.vmlinux.with_name(BZIMAGE)
+            if kinds[0] == "ssh" and image.exists():
+                images.append((kernel.arm, Item(BZIMAGE, file_sha256(image))))
+                files[images[-1][1].sha256] = image
     for built in tests:
         if built.folder is not None:
             files |= {item.sha256: built.folder / item.name for item in _programs(built)}
@@ -74,22 +102,32 @@ def pack(
         dataclasses.replace(kernel, vmlinux=None, config=None, system_map=None, log=NOWHERE) for kernel in kernels
     )
     bare_tests = tuple(dataclasses.replace(built, folder=None, log=NOWHERE) for built in tests)
-    return Packing(Kit(spec, *accels, guests.content_id, items, bare_kernels, bare_tests), files)
+    bare = dataclasses.replace(spec, lab=None)  # A path of this machine's; workers have lab files of their own.
+    return Packing(Kit(bare, *kinds, guests.content_id, items, bare_kernels, bare_tests, tuple(images)), files)
 
 
-def unpack(kit: Kit, depot: Depot) -> Bench:
-    """The bench on this machine, from files that were shipped. Raises :class:`StoreError` if one is missing."""
+def unpack(kit: Kit, depot: Depot, host: LabHost | None, say: Say) -> Bench:
+    """The bench on this machine, from files that were shipped, with ``host`` as the target of ``ssh``.
+
+    Raises :class:`StoreError` if a file is missing.
+    """
     folder = depot.tree(kit.guests)
     guests = Guests(folder / "init", folder / "fault_vmm", folder / "tsc_khz", kit.guests_id)
     kernels = tuple(
-        dataclasses.replace(kernel, vmlinux=depot.file(kernel.vmlinux_sha256)) if kernel.build == "ok" else kernel
+        dataclasses.replace(kernel, vmlinux=depot.tree(kit.kernel_files(kernel)) / VMLINUX)
+        if kernel.build == "ok"
+        else kernel
         for kernel in kit.kernels
     )
     tests = tuple(
         dataclasses.replace(built, folder=depot.tree(_programs(built))) if built.build == "ok" else built
         for built in kit.tests
     )
-    target = _machine(kit.accel, kit.spec.machine, guests)
+    target: Target
+    if kit.kind == "ssh":
+        target = labtarget.make_pool(() if host is None else (host,), guests, kernels, say)
+    else:
+        target = _machine(kit.kind, kit.spec.machine, guests)
     test_target = None if kit.test_accel is None else _machine(kit.test_accel, kit.spec.machine, guests)
     return Bench(kit.spec, kernels, tests, target, test_target)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from orchestrator import proc
 from orchestrator.engine.depot import FOLDER, safe_path
+from orchestrator.engine.kit import VMLINUX
 from orchestrator.errors import ShippingError, StoreError
 from orchestrator.plan import Trial
 from orchestrator.results import TrialResult
@@ -63,8 +64,9 @@ def _pack(path: Path, folder: Path, whole: bool) -> Packed:
 def unpack(parcel: Parcel, trial: Trial, fetch: Fetch, kernels: Mapping[str, Path], store: Store) -> TrialResult:
     """Put a trial's files into its running folder in ``store``; the caller finishes it.
 
-    ``kernels`` are the client's kernels by SHA-256: the command that is kept with the trial names them, not the
-    worker's copies. Raises :class:`ShippingError` if anything is not what was asked for or not what was sent.
+    ``kernels`` are this machine's, by the folder in which a worker has each
+    (:attr:`orchestrator.engine.kit.Packing.kernels`): the command that is kept with the trial is made to name them.
+    Raises :class:`ShippingError` if anything is not what was asked for, or not what was sent.
     """
     try:
         result = parse_json(parcel.result, TrialResult, f"a worker's result of trial {trial.id}")
@@ -111,5 +113,7 @@ def _name_own_kernel(command: Path, kernels: Mapping[str, Path]) -> None:
 
 
 def _own(word: str, kernels: Mapping[str, Path]) -> str | Path:
-    place, _, sha256 = word.rpartition("/")
-    return kernels.get(sha256, word) if place.endswith(f"/{FOLDER}/files") else word
+    """This machine's kernel for a worker's copy of it, which lies in a tree that is named by its content."""
+    folder, _, name = word.rpartition("/")
+    place, _, tree = folder.rpartition("/")
+    return kernels.get(tree, word) if name == VMLINUX and place.endswith(f"/{FOLDER}/trees") else word

@@ -10,29 +10,32 @@ import asyncio
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache as memoize
 from pathlib import Path
 
 import distributed
 
 from orchestrator import cache, doctor
-from orchestrator.doctor import Accel
 from orchestrator.engine import depot, parcel
 from orchestrator.engine.depot import Depot
 from orchestrator.engine.identity import Identity, own_identity
 from orchestrator.engine.kit import Kit, unpack
+from orchestrator.engine.need import Kind, Need, host_id
 from orchestrator.engine.parcel import Parcel
 from orchestrator.errors import OrchError, tail
+from orchestrator.lab import LabHost
+from orchestrator.lab.machine import MachineGone
 from orchestrator.plan import Trial
+from orchestrator.target.pool import NoMachineLeft
 
 SPOOL = "orch-trials"  # in the worker's own local directory, which Dask removes when the worker has gone
 
 
 @dataclass(frozen=True)
 class Order:
-    """A unit of trials to run in order, alone beside none but others of the same ``accel``.
+    """A unit of trials to run in order, beside none but others of the same ``kind``; ``host`` is the lab's machine.
 
     ``sources_id`` is the client's tool: a worker may have been replaced since it was looked at. ``rerun`` is the
     command that repeats a trial, but for the trial's id.
@@ -40,21 +43,24 @@ class Order:
 
     sources_id: str
     kit: Kit
-    accel: Accel
+    kind: Kind
+    host: str
     trials: tuple[Trial, ...]
     rerun: str
 
 
 @dataclass(frozen=True)
 class Done:
-    """Every trial of an order, in order; what has no data waits in the spool of ``key``, for as long as Dask keeps it.
+    """The trials of an order, in order; what has no data waits in the spool of ``key``, for as long as Dask keeps it.
 
-    ``worker`` is the address of the worker that ran them.
+    ``worker`` is the address of the worker that ran them. ``lost`` says why the lab's machine cannot be used any more:
+    then trials may be missing at the end.
     """
 
     worker: str
     key: str
     parcels: tuple[Parcel, ...]
+    lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,11 +107,17 @@ class Gate:
 
 
 _gate = Gate()
+_lab: dict[str, LabHost] = {}
+
+
+def offer_lab(hosts: Iterable[LabHost]) -> None:
+    """Let this process run trials on machines of a lab."""
+    _lab.update({host.name: host for host in hosts})
 
 
 def identify() -> Identity:
     """Who this worker is."""
-    return own_identity()
+    return replace(own_identity(), lab=tuple(host_id(host) for host in _lab.values()))
 
 
 def missing(hashes: tuple[str, ...]) -> tuple[str, ...]:
@@ -118,11 +130,12 @@ def put(sha256: str, offset: int, data: bytes, last: bool) -> None:
     _depot().put(sha256, offset, data, last)
 
 
-async def prepare(kit: Kit, accel: Accel, cpus: int) -> str:
+async def prepare(kit: Kit, need: Need) -> str:
     """Try what the kit needs of this machine; why it cannot be had, or empty."""
     try:
-        await asyncio.to_thread(doctor.pick_accel, accel, cpus)
-        await asyncio.to_thread(unpack, kit, _depot())
+        if need.kind != "ssh":
+            await asyncio.to_thread(doctor.pick_accel, need.kind, need.cpus)
+        await asyncio.to_thread(unpack, kit, _depot(), None, print)
     except OrchError as error:
         return error.what
     return ""
@@ -147,29 +160,39 @@ def run_unit(order: Order) -> Answer:
     key = str(worker.get_current_task())
     spool = _spool(worker)
     _sweep(spool, worker)
-    with _gate.hold(order.accel):
+    if order.host and order.host not in _lab:
+        return Unready(worker.address, f"does not offer {order.host} any more")
+    with _gate.hold(order.kind):
         try:
-            return Done(worker.address, key, tuple(_run_trials(order, worker, spool / key, key)))
+            return _run_trials(order, worker, spool / key, key)
         except OrchError as error:
             return Failed(worker.address, error.what, error.hint, tail(error.log) if error.log is not None else ())
         except OSError as error:
             return Failed(worker.address, f"cannot keep a trial's files: {error}", None, ())
 
 
-def _run_trials(order: Order, worker: distributed.Worker, folder: Path, key: str) -> Iterator[Parcel]:
-    bench = unpack(order.kit, _depot())
+def _run_trials(order: Order, worker: distributed.Worker, folder: Path, key: str) -> Done:
+    bench = unpack(order.kit, _depot(), _lab.get(order.host), print)
     shutil.rmtree(folder, ignore_errors=True)
-    waits = False
-    for trial in order.trials:
-        if not _is_wanted(worker, key):  # The client has gone; nobody would ever fetch it.
-            break
-        place = folder / trial.id
-        place.mkdir(parents=True)
-        packed = parcel.pack(bench.run(trial, place, f"{order.rerun} {trial.id}"), place)
-        waits |= any(file.data is None for file in packed.files)
-        yield packed
-    if not waits:
-        shutil.rmtree(folder)
+    parcels: list[Parcel] = []
+    lost = ""
+    try:
+        with bench.hold(order.trials):
+            for trial in order.trials:
+                if lost or not _is_wanted(worker, key):  # If the client has gone, nobody would ever fetch it.
+                    break
+                place = folder / trial.id
+                place.mkdir(parents=True)
+                result = bench.run(trial, place, f"{order.rerun} {trial.id}")
+                parcels.append(parcel.pack(result, place))
+                lost = result.machine_lost
+    except (MachineGone, NoMachineLeft) as error:
+        lost = error.what
+    finally:
+        bench.close()
+    if all(file.data is not None for packed in parcels for file in packed.files):
+        shutil.rmtree(folder, ignore_errors=True)
+    return Done(worker.address, key, tuple(parcels), lost)
 
 
 def _is_wanted(worker: distributed.Worker, key: str) -> bool:

@@ -11,16 +11,11 @@ from orchestrator.engine.facts import WorkerFacts
 from orchestrator.engine.identity import Identity, dask_version, own_identity
 from orchestrator.engine.kit import Kit, Packing
 from orchestrator.engine.link import Link, LinkError, Resident, Say
+from orchestrator.engine.need import Need, lab_resource, qemu_resource
 from orchestrator.engine.parcel import PIECE_BYTES
 from orchestrator.errors import OrchError, printable
 
-PREFIX = "qemu-"  # of the resources by which a worker offers room for one boot under an accelerator
 MAX_UNREADY = 3
-
-
-def resource(accel: str) -> str:
-    """The Dask resource of which a boot takes one."""
-    return f"{PREFIX}{accel}"
 
 
 @dataclass
@@ -30,14 +25,19 @@ class Member:
     resident: Resident
     identity: Identity | None
     refusal: str = ""
-    ready_for: tuple[Kit, str, int] | None = None  # kit, accelerator, CPUs of the machine that is booted
+    ready_for: tuple[Kit, Need] | None = None
 
-    def slots(self, accel: str) -> int:
-        """How many boots under ``accel`` it offers to run at once."""
+    def room(self, need: Need) -> dict[str, int]:
+        """How many units it offers to run at once, by the Dask resource of which each takes one."""
         if self.refusal or self.identity is None:
-            return 0
-        offered = dict(self.resident.resources).get(resource(accel), 0)
-        return min(int(offered), self.resident.threads)
+            return {}
+        offered = dict(self.resident.resources)
+        if need.kind == "ssh":
+            names = [host.name for host in need.hosts if host in self.identity.lab]
+            return {lab_resource(name): 1 for name in names if offered.get(lab_resource(name), 0) >= 1}
+        name = qemu_resource(need.kind)
+        slots = min(int(offered.get(name, 0)), self.resident.threads)
+        return {name: slots} if slots > 0 else {}
 
     @property
     def label(self) -> str:
@@ -79,22 +79,27 @@ class Roster:
     def members(self) -> tuple[Member, ...]:
         return tuple(self._members.values())
 
-    def ready(self, accel: Accel, cpus: int) -> dict[str, Member]:
-        """Workers that offer ``accel`` and have all that the trials need, shipped now if need be; by address.
-
-        ``cpus`` are those of the machine that a trial boots.
-        """
+    def ready(self, need: Need) -> dict[str, Member]:
+        """Workers that offer what trials need and have all files for them, shipped now if need be; by address."""
         if self.packing is None:
             return {}
-        wanted = (self.packing.kit, accel, cpus)
+        wanted = (self.packing.kit, need)
         for member in self.members:
-            if member.slots(accel) and member.ready_for != wanted:
-                self._make_ready(member, self.packing, accel, cpus)
+            self._check_lab(member, need)
+            if member.room(need) and member.ready_for != wanted:
+                self._make_ready(member, self.packing, need)
         return {
             member.resident.address: member
             for member in self.members
-            if member.slots(accel) and member.ready_for == wanted
+            if member.room(need) and member.ready_for == wanted
         }
+
+    def _check_lab(self, member: Member, need: Need) -> None:
+        """Two descriptions of one machine could make two measurements of it."""
+        described = {host.name: host for host in member.identity.lab} if member.identity is not None else {}
+        other = [host.name for host in need.hosts if described.get(host.name, host) != host]
+        if other:
+            self.refuse(member.resident.address, f"describes {', '.join(other)} otherwise than this machine's lab file")
 
     def refuse(self, address: str, why: str) -> None:
         """Give a worker no more work in this run."""
@@ -142,7 +147,8 @@ class Roster:
 
     def choose_qemu(self, accel: Accel) -> str:
         """The version of QEMU that most workers with ``accel`` have, this machine's own among equals; the rest go."""
-        versions = [member.identity.qemu for member in self.members if member.identity and member.slots(accel)]
+        need = Need(accel, 1)
+        versions = [member.identity.qemu for member in self.members if member.identity and member.room(need)]
         own = own_identity().qemu
         self.qemu = max(sorted(set(versions)), key=lambda item: (versions.count(item), item == own))
         for member in self.members:
@@ -152,21 +158,17 @@ class Roster:
 
     # --- shipping -------------------------------------------------------------------------------------------------
 
-    def _make_ready(self, member: Member, packing: Packing, accel: Accel, cpus: int) -> None:
+    def _make_ready(self, member: Member, packing: Packing, need: Need) -> None:
         """Ship what it lacks and have it try; what it cannot do is why it is not used."""
         if member.identity is None:
             return
-        address, slots = member.resident.address, member.slots(accel)
-        if accel != "icount" and slots > 1 and slots * cpus > member.identity.cpus:
-            self.refuse(
-                address,
-                f"offers {slots} boots at once with {cpus} emulated CPUs each, and has {member.identity.cpus} CPUs:"
-                " the times would mean nothing",
-            )
+        address, room = member.resident.address, member.room(need)
+        if why := _crowded(member.identity, need, sum(room.values())):
+            self.refuse(address, why)
             return
         try:
             sent = self._ship(address, packing)
-            failure = self.link.ask_one(address, remote.prepare, packing.kit, accel, cpus)
+            failure = self.link.ask_one(address, remote.prepare, packing.kit, need)
         except OrchError as error:
             self.refuse(address, f"cannot be made ready: {printable(error.what)}")
             return
@@ -178,9 +180,10 @@ class Roster:
         if failure:
             self.refuse(address, f"cannot run these trials: {printable(failure)}")
             return
-        member.ready_for = (packing.kit, accel, cpus)
+        member.ready_for = (packing.kit, need)
         shipped = f", {sent / 2**20:.1f} MiB shipped to it" if sent else ""
-        self.say(f"worker {member.label} is ready: {slots} x {accel}{shipped}")
+        offers = ", ".join(room) if need.kind == "ssh" else f"{sum(room.values())} x {need.kind}"
+        self.say(f"worker {member.label} is ready: {offers}{shipped}")
         name = member.resident.name
         self.facts[name] = WorkerFacts(name, member.identity.tool, member.identity.qemu, member.identity.host)
 
@@ -205,3 +208,13 @@ class Roster:
 def _dask_refusal(version: str | None) -> str:
     ours = dask_version()
     return "" if version == ours else f"has Dask {version}, here is {ours}"
+
+
+def _crowded(identity: Identity, need: Need, slots: int) -> str:
+    """Why real time would mean nothing with so many boots at once, or empty."""
+    if need.kind in ("icount", "ssh") or slots <= 1 or slots * need.cpus <= identity.cpus:
+        return ""
+    return (
+        f"offers {slots} boots at once with {need.cpus} emulated CPUs each, and has {identity.cpus} CPUs:"
+        " the times would mean nothing"
+    )

@@ -10,16 +10,19 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import distributed
 
-from orchestrator import cache, doctor
+from orchestrator import cache, doctor, lab
 from orchestrator.doctor import Accel
+from orchestrator.engine import remote
 from orchestrator.engine.identity import own_identity
 from orchestrator.engine.link import RETRY_S, Say, brief, dask_address, quiet
-from orchestrator.engine.roster import resource
+from orchestrator.engine.need import lab_resource, qemu_resource
 from orchestrator.errors import EngineError, TargetError, UserError, printable
+from orchestrator.lab import LabHost, selection
 
 POLL_S = 0.2
 OFFER = re.compile(r"(?P<accel>[a-z]+)=(?P<slots>[1-9][0-9]{0,3})")
@@ -63,7 +66,38 @@ def find_offers(wanted: Sequence[Offer]) -> tuple[Offer, ...]:
     return found
 
 
-def work(engine: str, offers: Sequence[Offer], name: str | None, patience_s: float, say: Say) -> None:
+def find_hosts(lab_file: Path | None, names: Sequence[str]) -> tuple[LabHost, ...]:
+    """Machines of a lab file, those of these names or all. Raises :class:`UserError`."""
+    if lab_file is None:
+        if names:
+            raise UserError("--host names a machine of a lab file", hint=f"--lab FILE --host {names[0]}")
+        return ()
+    return selection.named(lab.load(lab_file), names)
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What a worker offers: room for boots here, and machines of a lab that it reaches."""
+
+    boots: tuple[Offer, ...]
+    hosts: tuple[LabHost, ...] = ()
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """As Dask knows them."""
+        boots = {qemu_resource(offer.accel): offer.slots for offer in self.boots}
+        return boots | {lab_resource(host.name): 1 for host in self.hosts}
+
+    @property
+    def threads(self) -> int:
+        """How many units run at once at most: boots of different kinds never do."""
+        return max([len(self.hosts), *(offer.slots for offer in self.boots)])
+
+    def __str__(self) -> str:
+        return ", ".join([*(f"{offer.slots} x {offer.accel}" for offer in self.boots), *(h.name for h in self.hosts)])
+
+
+def work(engine: str, offers: Offers, name: str | None, patience_s: float, say: Say) -> None:
     """Be a worker of the scheduler at ``engine``, until a signal ends this process.
 
     When the scheduler goes, this process starts itself anew: the trials that ran for it die, since nobody waits for
@@ -72,6 +106,7 @@ def work(engine: str, offers: Sequence[Offer], name: str | None, patience_s: flo
     address = dask_address(engine)
     name = name or f"{socket.gethostname()}-{os.getpid()}"
     quiet()
+    remote.offer_lab(offers.hosts)
     own_identity()  # Now, while the sources on disk are those that were imported.
 
     async def live() -> None:
@@ -82,18 +117,17 @@ def work(engine: str, offers: Sequence[Offer], name: str | None, patience_s: flo
     asyncio.run(live())
 
 
-async def _work(address: str, engine: str, offers: Sequence[Offer], name: str, patience_s: float, say: Say) -> None:
+async def _work(address: str, engine: str, offers: Offers, name: str, patience_s: float, say: Say) -> None:
     """One life as a worker; returns when the scheduler has gone."""
     say(f"looking for a scheduler at {engine}")
     worker = await _join(address, engine, offers, name, patience_s)
-    room = ", ".join(f"{offer.slots} x {offer.accel}" for offer in offers)
-    say(f"worker {name} at {worker.address}: offers {room}; orch {own_identity().tool}")
+    say(f"worker {name} at {worker.address}: offers {offers}; orch {own_identity().tool}")
     while worker.status == distributed.core.Status.running:
         await asyncio.sleep(POLL_S)
     say(f"the scheduler at {engine} has gone")
 
 
-async def _join(address: str, engine: str, offers: Sequence[Offer], name: str, patience_s: float) -> distributed.Worker:
+async def _join(address: str, engine: str, offers: Offers, name: str, patience_s: float) -> distributed.Worker:
     ends = time.monotonic() + patience_s
     while True:
         left = max(0.1, ends - time.monotonic())
@@ -115,13 +149,13 @@ async def _join(address: str, engine: str, offers: Sequence[Offer], name: str, p
             return worker
 
 
-def _make(address: str, offers: Sequence[Offer], name: str, patience_s: float) -> distributed.Worker:
+def _make(address: str, offers: Offers, name: str, patience_s: float) -> distributed.Worker:
     folder = cache.cache_dir() / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return distributed.Worker(
         address,
-        nthreads=max(offer.slots for offer in offers),
-        resources={resource(offer.accel): offer.slots for offer in offers},
+        nthreads=offers.threads,
+        resources=offers.resources,
         name=name,
         local_directory=str(folder),
         memory_limit=0,  # What takes memory here is QEMU, which Dask does not see.

@@ -33,7 +33,7 @@ def machines(chosen: Experiment) -> tuple[LabHost, ...]:
     """The machines that the experiment runs on; none without a lab. Raises :class:`UserError` if they do not fit."""
     if chosen.target.lab is None:
         return ()
-    hosts = _named(load(chosen.target.lab), chosen.target.hosts)
+    hosts = named(load(chosen.target.lab), chosen.target.hosts)
     builds = chosen.builds_kernels
     for host in hosts:
         if builds != (host.boot != "none"):
@@ -44,7 +44,8 @@ def machines(chosen: Experiment) -> tuple[LabHost, ...]:
     return hosts
 
 
-def _named(lab: Lab, names: Sequence[str]) -> tuple[LabHost, ...]:
+def named(lab: Lab, names: Sequence[str]) -> tuple[LabHost, ...]:
+    """The machines of these names, all without any. Raises :class:`UserError` for a name that the lab does not have."""
     known = {host.name: host for host in lab.hosts}
     for name in names:
         if name not in known:

@@ -47,7 +47,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     kit.make_emulator = lambda accel, machine, guests: CopyTarget(Path(folder), name)  # type: ignore[assignment,return-value]
     doctor.pick_accel = lambda wanted, cpus: AccelChoice(wanted, "")  # type: ignore[assignment,arg-type]
-    worker.work(engine, [worker.parse_offer(offer)], name, PATIENCE_S, lambda text: print(text, flush=True))
+    worker.work(
+        engine, worker.Offers((worker.parse_offer(offer),)), name, PATIENCE_S, lambda text: print(text, flush=True)
+    )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import pytest
 import simulated_cluster
 import simulated_orch
 from simulated_orch import SimulatedTarget, write_config
-from test_engine import experiment
+from test_engine import experiment, result
 
-from orchestrator import run
+from orchestrator import lab, run, trials
 from orchestrator.engine import facts, identity, kit, link, parcel, remote
 from orchestrator.engine.cluster import Cluster, whole_blocks
 from orchestrator.engine.kit import Kit
@@ -23,11 +23,12 @@ from orchestrator.errors import EngineError, TargetError, UserError
 from orchestrator.experiment import Arm, TargetSpec, load
 from orchestrator.plan import make_plan
 from orchestrator.progress import Reporter
-from orchestrator.results import TrialResult
+from orchestrator.results import Outcome, TrialResult
 from orchestrator.store import Store
+from orchestrator.target.pool import LabPool, NoMachineLeft
 from orchestrator.target.target import Evidence, Job
 
-OFFERS = {"qemu-icount": 1, "qemu-tcg": 1}
+OFFERS = {"qemu-icount": 1, "qemu-tcg": 1, "lab-a": 1, "lab-b": 1}
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,11 @@ def test_half_a_block_is_run_again_whole(accel: str, stand: set[str]) -> None:
     assert [trial.arm for trial in plan.trials[:3]] == ["base", "v1", "broken"]
     skipped = [trial.id for trial in plan.trials if trial.arm == "broken"]
     kit = Kit(TargetSpec("qemu"), accel, None, "", (), (), ())  # type: ignore[arg-type]
-    assert whole_blocks(plan, ["000", "001", "003", "009"], skipped, kit) == stand
+    trials = {trial.id: trial for trial in plan.trials}
+    done = [result(trials[trial_id]) for trial_id in ("000", "001", "003", "009")]
+    assert whole_blocks(plan, done, skipped, kit) == stand
+    lost = replace(done[1], machine="a", machine_lost="it did not return", outcome=Outcome.LOST)
+    assert whole_blocks(plan, [done[0], lost], skipped, kit) == (set() if accel == "tcg" else {"000", "001"})
 
 
 def test_a_run_that_was_begun_here_goes_on_there(
@@ -191,6 +196,126 @@ def test_a_run_that_was_begun_here_goes_on_there(
     monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: SimulatedTarget(mended=True))
     folder, said = go(config, engine)
     assert f"going on with {folder} (2 of 3 trials are done)" in said and len(results_of(folder)) == 3
+
+
+# --- a lab ------------------------------------------------------------------------------------------------------------
+
+LAB = """hosts:
+  a: {address: 10.0.0.1, user: root, agent: true, known_hosts: known_hosts}
+  b: {address: 10.0.0.2, user: root, agent: true, known_hosts: known_hosts}
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine of a lab; it is lost in the trial of ``lost_arm`` with ``lost_seed``."""
+
+    name: str
+    notes: Path
+    lost_arm: str = ""
+    lost_seed: int = 0
+    usable: bool = True
+
+    def contact(self) -> None:
+        self._note("contact")
+
+    def close(self) -> None:
+        self._note("close")
+
+    def run(self, job: Job, folder: Path) -> Evidence:
+        words = dict(zip(job.words[::2], job.words[1::2], strict=True))
+        arm, seed = words["--arm"].rstrip(), int(words["--seed"])
+        self._note(f"{arm} {seed}")
+        evidence = SimulatedTarget().run(job, folder)
+        lost = arm == self.lost_arm and seed == self.lost_seed
+        if lost:
+            (folder / "recording.bin").unlink()
+            evidence = replace(evidence, ending="killed")
+        return replace(evidence, machine=self.name, machine_lost=f"{self.name} did not return" if lost else "")
+
+    def _note(self, text: str) -> None:
+        with self.notes.open("a") as stream:
+            stream.write(f"{self.name} {text}\n")
+
+
+@pytest.fixture
+def lab_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None) -> Path:
+    """An experiment of four blocks of two on the machines a and b, which the workers reach."""
+    (tmp_path / "known_hosts").write_text("")
+    (tmp_path / "lab.yaml").write_text(LAB)
+    config = write_config(tmp_path, boots=4, cells=1)
+    config.write_text(config.read_text().replace("{kind: qemu, accel: icount}", "{kind: ssh, lab: lab.yaml}"))
+    for host in lab.load(tmp_path / "lab.yaml").hosts:
+        monkeypatch.setitem(remote._lab, host.name, host)
+    return config
+
+
+def machines(monkeypatch: pytest.MonkeyPatch, *found: Machine) -> None:
+    """Let ``found`` be the lab."""
+    by_name = {machine.name: machine for machine in found}
+    monkeypatch.setattr(
+        kit.labtarget, "make_pool", lambda hosts, *_: LabPool({host.name: by_name[host.name] for host in hosts})
+    )
+
+
+def notes(tmp_path: Path) -> list[list[str]]:
+    return [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
+
+
+def test_each_block_has_a_machine_of_the_lab(
+    engine: str, tmp_path: Path, lab_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines(monkeypatch, Machine("a", tmp_path / "notes"), Machine("b", tmp_path / "notes"))
+    monkeypatch.setenv(simulated_orch.SECONDS, "0.05")
+    folder, said = go(lab_config, engine)
+    results = results_of(folder)
+    by_block: dict[int, set[str]] = {}
+    for item in results:
+        by_block.setdefault(item.block, set()).add(item.machine)
+    assert len(results) == 8 and all(len(names) == 1 for names in by_block.values())
+    assert {item.machine for item in results} == {"a", "b"} and "ready: lab-a, lab-b" in said
+    words = [words for words in notes(tmp_path) if words[0] == "a"]
+    assert [words[1] for words in words[:4]] == ["contact", words[1][1], words[2][1], "close"], "given back after each"
+
+
+def test_a_block_that_loses_its_machine_runs_again_on_another(
+    engine: str, tmp_path: Path, lab_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = make_plan(load(lab_config)).trials[1]  # The second trial of the first block, which goes to the first.
+    fragile = Machine("a", tmp_path / "notes", second.arm, second.seed)
+    machines(monkeypatch, fragile, Machine("b", tmp_path / "notes"))
+    folder, said = go(lab_config, engine)
+    results = results_of(folder)
+    assert len(results) == 8 and {item.outcome for item in results} == {Outcome.OK}
+    assert {item.machine for item in results if item.block == 0} == {"b"} and "a is not used any more: a did" in said
+    superseded = {path.name for path in (folder / "superseded").iterdir()}
+    assert superseded == {"000-1", "001-1"}, "what was measured on the machine that was lost is kept"
+    here, _ = go_here(lab_config, tmp_path, monkeypatch, fragile)
+    assert [replace(item, machine="", boot_seconds=0) for item in results_of(here)] == [
+        replace(item, machine="", boot_seconds=0) for item in results
+    ]
+
+
+def go_here(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fragile: Machine) -> tuple[Path, str]:
+    """The same without the cluster."""
+    pool = LabPool({"a": fragile, "b": Machine("b", tmp_path / "notes")})
+    monkeypatch.setattr(run.labtarget, "make_pool", lambda *_: pool)
+    return go(config, None, 1, "here")
+
+
+def test_no_machine_left_ends_the_run_and_keeps_what_there_is(
+    engine: str, tmp_path: Path, lab_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "stopped", lambda run, conductor, why: why)
+    plan = make_plan(load(lab_config))
+    broken = [Machine(name, tmp_path / "notes", plan.trials[1].arm, plan.trials[1].seed) for name in "ab"]
+    machines(monkeypatch, *broken)
+    with pytest.raises(NoMachineLeft, match=r"no machine of the lab is left:\n  a: a did not return\n  b: b did not"):
+        go(lab_config, engine, 1)
+    (folder,) = (path for path in (tmp_path / "results").iterdir() if path.is_dir())
+    assert {item.id: item.outcome for item in results_of(folder)} == {"000": Outcome.OK, "001": Outcome.LOST}
+    for name in "ab":
+        assert [words[1] for words in notes(tmp_path) if words[0] == name][-1] == "close"
 
 
 # --- workers and targets that cannot ----------------------------------------------------------------------------------
@@ -267,7 +392,7 @@ def test_what_cannot_work_on_a_cluster_says_so(engine: str, tmp_path: Path) -> N
     config.write_text(config.read_text().replace("{kind: qemu, accel: icount}", "{kind: local}"))
     text = config.read_text().replace("kernel: {sources: [{tree: linux}], fragments: [host.config]}\n", "")
     config.write_text("\n".join(line for line in text.splitlines() if "v1" not in line) + "\n")
-    with pytest.raises(UserError, match="target: local is of this machine"):
+    with pytest.raises(UserError, match="target: local is the kernel of this machine"):
         go(config, engine)
     with (
         Cluster(engine, 0.5, lambda text: None) as cluster,

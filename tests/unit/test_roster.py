@@ -20,11 +20,14 @@ from orchestrator.engine.facts import WorkerFacts, load, record, rows
 from orchestrator.engine.identity import Identity, dask_version, own_identity
 from orchestrator.engine.kit import pack
 from orchestrator.engine.link import Resident
+from orchestrator.engine.need import HostId, Need
 from orchestrator.engine.roster import Roster
 from orchestrator.errors import TargetError, UserError
+from orchestrator.lab import LabHost
 from orchestrator.store import Store
 
 OURS = own_identity()
+ICOUNT = Need("icount", 1)
 
 
 @dataclass
@@ -97,13 +100,13 @@ def said(roster: Roster) -> list[str]:
 def test_a_worker_gets_what_its_machine_lacks_once(cluster: Cluster, roster: Roster) -> None:
     first = cluster.add("w1", {"qemu-icount": 2})
     roster.look()
-    assert list(roster.ready("icount", 1)) == [first]
+    assert list(roster.ready(ICOUNT)) == [first]
     puts = cluster.asked.count((first, "put"))
     assert puts == 5 and roster.packing is not None
     assert {sha: path.read_bytes() for sha, path in roster.packing.files.items()} == cluster.files
     second = cluster.add("w2", {"qemu-icount": 1})
     roster.look()
-    assert set(roster.ready("icount", 1)) == {first, second}
+    assert set(roster.ready(ICOUNT)) == {first, second}
     assert (second, "put") not in cluster.asked, "on the same machine it is there already"
     assert cluster.asked.count((first, "put")) == puts
     assert said(roster) == [
@@ -118,7 +121,7 @@ def test_another_dask_is_not_even_asked(cluster: Cluster, roster: Roster) -> Non
     cluster.versions[address] = "2020.1.0"
     cluster.identities.clear()
     roster.look()
-    assert roster.ready("icount", 1) == {} and not cluster.asked
+    assert roster.ready(ICOUNT) == {} and not cluster.asked
     assert said(roster) == [f"worker old (tcp://old:1) is not used: it has Dask 2020.1.0, here is {dask_version()}"]
 
 
@@ -127,7 +130,7 @@ def test_another_tool_and_none_at_all(cluster: Cluster, roster: Roster) -> None:
     cluster.add("bare", {"qemu-icount": 1}, ModuleNotFoundError("No module named 'orchestrator'"))
     cluster.add("odd", {"qemu-icount": 1}, "hello\x1b[31m")  # type: ignore[arg-type]
     roster.look()
-    assert roster.ready("icount", 1) == {}
+    assert roster.ready(ICOUNT) == {}
     lines = roster.refusals()
     assert lines[0] == f"new (tcp://new:1) has orch 2.0, here is {OURS.tool}"
     assert "bare (tcp://bare:1) has no orch that answers: ModuleNotFoundError: No module named" in lines[1]
@@ -139,7 +142,7 @@ def test_the_qemu_that_most_have_is_the_one(cluster: Cluster, roster: Roster) ->
         cluster.add(name, {"qemu-tcg": 1} if name == "d" else {"qemu-icount": 1}, replace(OURS, qemu=version))
     roster.look()
     assert roster.choose_qemu("icount") == "QEMU 9"
-    assert {member.resident.name for member in roster.ready("icount", 1).values()} == {"a", "c"}
+    assert {member.resident.name for member in roster.ready(ICOUNT).values()} == {"a", "c"}
     assert any(line.startswith("b (tcp://b:1) has QEMU 8, the others have QEMU 9") for line in roster.refusals())
     cluster.add("e", {"qemu-icount": 1}, replace(OURS, qemu=""))
     roster.look()
@@ -157,14 +160,14 @@ def test_what_a_worker_does_not_offer_it_is_not_asked_for(cluster: Cluster, rost
     cluster.add("w", {"GPU": 4, "qemu-tcg": 1})
     cluster.add("plain", {})
     roster.look()
-    assert roster.ready("icount", 1) == {} and not roster.refusals() and not cluster.asked
+    assert roster.ready(ICOUNT) == {} and not roster.refusals() and not cluster.asked
 
 
 def test_no_more_slots_than_threads(cluster: Cluster, roster: Roster) -> None:
     cluster.add("w", {"qemu-icount": 4}, threads=1)
     roster.look()
-    (member,) = roster.ready("icount", 1).values()
-    assert member.slots("icount") == 1
+    (member,) = roster.ready(ICOUNT).values()
+    assert member.room(ICOUNT) == {"qemu-icount": 1}
 
 
 @pytest.mark.parametrize(("slots", "cpus", "good"), [(2, 2, True), (3, 2, False), (1, 8, True), (4, 1, True)])
@@ -173,7 +176,7 @@ def test_timed_boots_need_a_cpu_for_each_emulated_one(
 ) -> None:
     cluster.add("w", {"qemu-tcg": slots}, replace(OURS, cpus=4))
     roster.look()
-    assert bool(roster.ready("tcg", cpus)) == good
+    assert bool(roster.ready(Need("tcg", cpus))) == good
     if not good:
         assert "offers 3 boots at once with 2 emulated CPUs each, and has 4 CPUs" in roster.refusals()[0]
 
@@ -184,7 +187,7 @@ def test_a_machine_that_cannot_do_what_its_worker_offers_is_refused_with_the_rea
     cluster.add("w", {"qemu-kvm": 1})
     cluster.prepared = "accel: kvm cannot work here: /dev/kvm is missing"
     roster.look()
-    assert roster.ready("kvm", 1) == {}
+    assert roster.ready(Need("kvm", 1)) == {}
     assert roster.refusals() == (
         "w (tcp://w:1) cannot run these trials: accel: kvm cannot work here: /dev/kvm is missing",
     )
@@ -195,23 +198,34 @@ def test_a_worker_that_does_not_answer_is_looked_at_again_but_not_for_ever(clust
     cluster.prepared = ConnectionResetError("reset")
     for _ in range(10):
         roster.look()
-        assert roster.ready("icount", 1) == {}
+        assert roster.ready(ICOUNT) == {}
     assert cluster.asked.count(("tcp://w:1", "prepare")) == 4
     assert "does not answer: ConnectionResetError: reset" in roster.refusals()[0]
+
+
+def test_a_labs_machine_is_offered_by_name_and_known_by_its_description(cluster: Cluster, roster: Roster) -> None:
+    a, b, c = (HostId(name, "ab" * 32) for name in "abc")
+    need = Need("ssh", 1, (a, b))
+    cluster.add("w1", {"lab-a": 1, "lab-c": 1}, replace(OURS, lab=(a, c)))
+    cluster.add("w2", {"lab-b": 1, "lab-a": 1}, replace(OURS, lab=(replace(a, sha256="cd" * 32), b)))
+    cluster.add("w3", {"lab-b": 1})  # Declared with `dask worker --resources`: nobody there knows such a machine.
+    cluster.add("w4", {"qemu-icount": 4})
+    roster.look()
+    assert {member.resident.name: member.room(need) for member in roster.ready(need).values()} == {"w1": {"lab-a": 1}}
+    assert roster.refusals() == ("w2 (tcp://w2:1) describes a otherwise than this machine's lab file",)
+    assert "worker w1 (tcp://w1:1) is ready: lab-a, 0.0 MiB shipped to it" in said(roster)
 
 
 def test_who_goes_is_told_and_comes_back_as_new(cluster: Cluster, roster: Roster) -> None:
     address = cluster.add("w", {"qemu-icount": 1})
     roster.look()
-    roster.ready("icount", 1)
+    roster.ready(ICOUNT)
     resident = cluster.residents_.pop(address)
     roster.look()
-    assert (
-        roster.ready("icount", 1) == {} and "w (tcp://w:1) has gone; what it was running runs again" in said(roster)[-1]
-    )
+    assert roster.ready(ICOUNT) == {} and "w (tcp://w:1) has gone; what it was running runs again" in said(roster)[-1]
     cluster.residents_[address] = resident
     roster.look()
-    assert list(roster.ready("icount", 1)) == [address]
+    assert list(roster.ready(ICOUNT)) == [address]
 
 
 # --- inside a worker --------------------------------------------------------------------------------------------------
@@ -253,6 +267,15 @@ def test_an_offer(text: str, offer: tuple[str, int]) -> None:
 def test_an_offer_that_is_none(text: str) -> None:
     with pytest.raises(UserError, match="offers nothing: expected ACCEL=N with kvm, tcg, icount"):
         worker.parse_offer(text)
+
+
+def test_what_a_worker_offers_as_dask_knows_it() -> None:
+    host = LabHost(name="a", address="10.0.0.1", user="root", known_hosts=Path("/k"), agent=True)
+    offers = worker.Offers((worker.Offer("icount", 4), worker.Offer("tcg", 1)), (host,))
+    assert offers.resources == {"qemu-icount": 4, "qemu-tcg": 1, "lab-a": 1} and offers.threads == 4
+    assert str(offers) == "4 x icount, 1 x tcg, a" and worker.Offers((), (host,)).threads == 1
+    with pytest.raises(UserError, match="--host names a machine of a lab file"):
+        worker.find_hosts(None, ["a"])
 
 
 def test_what_is_offered_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:

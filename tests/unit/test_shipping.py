@@ -20,9 +20,11 @@ from orchestrator.experiment import TargetSpec
 from orchestrator.image import Guests
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests, Program
+from orchestrator.lab import LabHost
 from orchestrator.plan import Trial, make_plan
 from orchestrator.results import TrialResult
 from orchestrator.store import Store, to_json
+from orchestrator.target.pool import LabPool
 from orchestrator.target.target import COMMAND, COMMAND_NOTE
 
 HOSTILE = (
@@ -138,7 +140,7 @@ def test_a_kit_means_the_same_on_another_machine(depot: Depot, tmp_path: Path, m
     assert set(packing.files) == set(packing.kit.hashes) and len(packing.kit.hashes) == 4 + 1 + 1
     for path in packing.files.values():
         give(depot, path.read_bytes())
-    there = unpack(pickle.loads(text), depot)
+    there = unpack(pickle.loads(text), depot, None, print)
     target, test_target = there.target, there.test_target
     assert isinstance(target, bench.qemu.QemuTarget) and isinstance(test_target, bench.qemu.QemuTarget)
     assert (target.accel, target.tsc_khz, test_target.accel, test_target.tsc_khz) == ("icount", 0, "tcg", 1_000_000)
@@ -151,6 +153,22 @@ def test_a_kit_means_the_same_on_another_machine(depot: Depot, tmp_path: Path, m
     assert there.kernels[1].build == "failed" and there.tests[1].build == "failed"
 
 
+def test_a_labs_machine_gets_the_image_beside_the_kernel(depot: Depot, tmp_path: Path) -> None:
+    guests, kernels, _ = built(tmp_path / "client")
+    (tmp_path / "client/bzImage").write_bytes(b"compressed")
+    spec = TargetSpec("ssh", lab=tmp_path / "client/lab.yaml", hosts=("a",))
+    packing = pack(spec, ("ssh", None), guests, kernels, ())
+    assert str(tmp_path).encode() not in pickle.dumps(packing.kit), "a path of the client's"
+    for path in packing.files.values():
+        give(depot, path.read_bytes())
+    host = LabHost(name="a", address="10.0.0.1", user="root", known_hosts=Path("/k"), agent=True)
+    there = unpack(packing.kit, depot, host, print)
+    vmlinux = there.kernels[0].vmlinux
+    assert vmlinux is not None and vmlinux.with_name("bzImage").read_bytes() == b"compressed"
+    assert isinstance(there.target, LabPool) and set(there.target.members) == {"a"}
+    assert packing.kernels == {vmlinux.parent.name: tmp_path / "client/vmlinux"}
+
+
 def test_a_kit_without_its_files_is_refused(depot: Depot, tmp_path: Path) -> None:
     guests, kernels, tests = built(tmp_path / "client")
     packing = pack(TargetSpec("qemu"), ("icount", None), guests, kernels, tests)
@@ -158,7 +176,7 @@ def test_a_kit_without_its_files_is_refused(depot: Depot, tmp_path: Path) -> Non
         if sha != kernels[0].vmlinux_sha256:
             give(depot, packing.files[sha].read_bytes())
     with pytest.raises(Exception, match="is missing or damaged"):
-        unpack(packing.kit, depot)
+        unpack(packing.kit, depot, None, print)
 
 
 # --- a trial's way back -----------------------------------------------------------------------------------------------
@@ -263,14 +281,15 @@ def test_links_and_devices_are_not_sent(tmp_path: Path, trial: Trial) -> None:
 
 def test_the_command_that_repeats_a_trial_names_the_clients_kernel(tmp_path: Path, trial: Trial, store: Store) -> None:
     sent, folder = run_folder(tmp_path, trial)
-    known, unknown = "ab" * 32, "cd" * 32
+    known, unknown = f"trees/{'ab' * 32}/vmlinux", f"trees/{'cd' * 32}/vmlinux"
     for text, expected in (
-        (f"qemu -kernel /w/shipped/files/{known} -append 'a b'\n", "qemu -kernel '/client/my kernel' -append 'a b'\n"),
-        (f"qemu -kernel '/a b/shipped/files/{known}' -m 1\n", "qemu -kernel '/client/my kernel' -m 1\n"),
-        (f"qemu -kernel  /w/shipped/files/{unknown} -m 1\n", f"qemu -kernel  /w/shipped/files/{unknown} -m 1\n"),
-        (f"qemu '/w/shipped/files/{known}\n", f"qemu '/w/shipped/files/{known}\n"),
+        (f"qemu -kernel /w/shipped/{known} -append 'a b'\n", "qemu -kernel '/client/my kernel' -append 'a b'\n"),
+        (f"qemu -kernel '/a b/shipped/{known}' -m 1\n", "qemu -kernel '/client/my kernel' -m 1\n"),
+        (f"qemu -kernel  /w/shipped/{unknown} -m 1\n", f"qemu -kernel  /w/shipped/{unknown} -m 1\n"),
+        (f"qemu -initrd /w/shipped/{known}x\n", f"qemu -initrd /w/shipped/{known}x\n"),
+        (f"qemu '/w/shipped/{known}\n", f"qemu '/w/shipped/{known}\n"),
     ):
         (folder / COMMAND).write_text(COMMAND_NOTE + text)
         packed = parcel.pack(sent, folder)
-        parcel.unpack(packed, trial, no_fetch, {known: Path("/client/my kernel")}, store)
+        parcel.unpack(packed, trial, no_fetch, {"ab" * 32: Path("/client/my kernel")}, store)
         assert (store.run / "trials/.003.tmp" / COMMAND).read_text() == COMMAND_NOTE + expected
