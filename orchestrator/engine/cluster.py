@@ -82,6 +82,11 @@ class Cluster:
         """Of all workers that are used; known once :meth:`pick_accel` has chosen."""
         return self._roster.qemu or ""
 
+    @property
+    def workers(self) -> int:
+        """How many workers were there at the last look and are not refused."""
+        return sum(not member.refusal for member in self._roster.members)
+
     def runner(self, packing: Packing, hosts: Sequence[LabHost], store: Store) -> ClusterRunner:
         """What runs the trials of a run, those of target ``ssh`` on ``hosts``.
 

@@ -8,7 +8,7 @@ import queue
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from orchestrator.target.pool import NoMachineLeft
 
 POLL_S = 0.2
 LOOK_EVERY_S = 1.0
-GATHER_S = 60.0  # for one answer to come over the network
+FETCH_S = 60.0  # for one answer to come over the network
+FETCHERS = 3
 MAX_FAILURES = 2  # workers that may fail on one unit before it is the unit's fault
 MAX_HICCUPS = 3  # errors one after the other, of a connection that says of itself that it is open
 MAX_LOSSES = 20  # of the connection without a single result between
@@ -98,7 +99,10 @@ class Dispatch:
     names: str  # unique to this client: Dask must never take an old task for a new one
     _waiting: deque[_Job] = field(default_factory=deque)
     _sent: dict[str, _Sent] = field(default_factory=dict)
-    _ended: queue.SimpleQueue[distributed.Future] = field(default_factory=queue.SimpleQueue)
+    _ended: queue.SimpleQueue[tuple[distributed.Future, Answer | BaseException]] = field(
+        default_factory=queue.SimpleQueue
+    )
+    _fetchers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(FETCHERS, "fetch"))
     _count: itertools.count[int] = field(default_factory=itertools.count)
     _ready: dict[str, Member] = field(default_factory=dict)
     _looked: float = 0.0
@@ -117,6 +121,14 @@ class Dispatch:
         """
         self._waiting.extend(_Job(unit) for unit in self.work.units)
         self._seen = time.monotonic()
+        try:
+            self._loop()
+        finally:
+            self._fetchers.shutdown(wait=False, cancel_futures=True)
+        if self._error is not None:
+            raise self._error
+
+    def _loop(self) -> None:
         while self._sent or (self._waiting and self._error is None):
             try:
                 if self.link.lost:
@@ -130,8 +142,6 @@ class Dispatch:
                 self._hiccups += 1
                 if self.link.lost or self._hiccups > MAX_HICCUPS:
                     self._reconnect(error)
-        if self._error is not None:
-            raise self._error
 
     def _look(self) -> None:
         if time.monotonic() < self._looked + LOOK_EVERY_S and self._ready:
@@ -168,7 +178,7 @@ class Dispatch:
                 key=key,
                 workers=sorted(rooms[name].workers),
                 resource=name,
-                when_done=self._ended.put,
+                when_done=self._fetch_soon,
             )
             self._sent[key] = _Sent(job, future, name, rooms[name].workers)
             used[name] += 1
@@ -185,29 +195,38 @@ class Dispatch:
                 found[name] = _Room(both, before.workers | {address})
         return found
 
+    def _fetch_soon(self, future: distributed.Future) -> None:
+        """Called by Dask when a task has ended. Answers come while others are being stored."""
+        with contextlib.suppress(RuntimeError):  # All is over: nobody wants it any more.
+            self._fetchers.submit(self._fetch, future)
+
+    def _fetch(self, future: distributed.Future) -> None:
+        answer: Answer | BaseException
+        try:
+            answer = future.exception() if future.status == "error" else self.link.result(future, FETCH_S)
+        except (Exception, CancelledError) as error:
+            answer = error
+        self._ended.put((future, answer))
+
     def _receive(self) -> None:
         with contextlib.suppress(queue.Empty):
-            self._take(self._ended.get(timeout=POLL_S))
+            self._take(*self._ended.get(timeout=POLL_S))
             while True:
-                self._take(self._ended.get_nowait())
+                self._take(*self._ended.get_nowait())
 
-    def _take(self, future: distributed.Future) -> None:
+    def _take(self, future: distributed.Future, answer: Answer | BaseException) -> None:
         sent = self._sent.get(future.key)
         if sent is None:  # Sent again meanwhile: this result is nobody's.
             return
-        if future.status == "error":
-            del self._sent[future.key]
-            self._error = self._error or _dask_error(sent.job, future.exception())
-            return
-        try:
-            answer: Answer = self.link.result(future, GATHER_S)
-        except CancelledError:
+        if isinstance(answer, CancelledError):
             self._again(future.key)
-        except TimeoutError:
-            future.add_done_callback(self._ended.put)
-        except LinkError:
-            future.add_done_callback(self._ended.put)
-            raise
+        elif isinstance(answer, TimeoutError | LinkError):  # Its worker died, and it runs again; or the network fails.
+            future.add_done_callback(self._fetch_soon)
+            if isinstance(answer, LinkError):
+                raise answer
+        elif isinstance(answer, BaseException):
+            del self._sent[future.key]
+            self._error = self._error or _dask_error(sent.job, answer)
         else:
             self._handle(sent.job, future.key, answer)
 

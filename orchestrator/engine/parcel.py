@@ -6,8 +6,9 @@ recording in memory.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from orchestrator.engine.kit import VMLINUX
 from orchestrator.errors import ShippingError, StoreError
 from orchestrator.plan import Trial
 from orchestrator.results import TrialResult
-from orchestrator.store import RESULT, Store, file_sha256, parse_json, to_json
+from orchestrator.store import RECORDING, RESULT, Store, file_sha256, parse_json, to_json
 from orchestrator.target.target import COMMAND, COMMAND_NOTE
 
 WHOLE_BYTES = 4 << 20  # A trial with less than this travels in one message; 65,536 faults are 1 MiB.
@@ -52,13 +53,15 @@ def pack(result: TrialResult, folder: Path) -> Parcel:
         if path.is_symlink() or not path.is_file():
             raise ShippingError(f"{path} is no plain file: it cannot be sent to the client")
     total = sum(path.stat().st_size for path in paths)
-    return Parcel(to_json(result), tuple(_pack(path, folder, total <= WHOLE_BYTES) for path in paths))
+    known = {RECORDING: result.recording_sha256}  # Empty if there is none that counts.
+    return Parcel(to_json(result), tuple(_pack(path, folder, total <= WHOLE_BYTES, known) for path in paths))
 
 
-def _pack(path: Path, folder: Path, whole: bool) -> Packed:
+def _pack(path: Path, folder: Path, whole: bool, known: Mapping[str, str]) -> Packed:
     name = path.relative_to(folder).as_posix()
     safe_path(folder, name)  # What the client would refuse is better refused here, where the file can be looked at.
-    return Packed(name, path.stat().st_size, file_sha256(path), path.read_bytes() if whole else None)
+    sha256 = known.get(name) or file_sha256(path)
+    return Packed(name, path.stat().st_size, sha256, path.read_bytes() if whole else None)
 
 
 def unpack(parcel: Parcel, trial: Trial, fetch: Fetch, kernels: Mapping[str, Path], store: Store) -> TrialResult:
@@ -86,16 +89,27 @@ def unpack(parcel: Parcel, trial: Trial, fetch: Fetch, kernels: Mapping[str, Pat
 
 def _write(file: Packed, path: Path, fetch: Fetch) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
     with path.open("xb") as stream:
-        if file.data is not None:
-            stream.write(file.data)
-        while stream.tell() < file.size_bytes and file.data is None:
-            piece = fetch(file.name, stream.tell(), PIECE_BYTES)
-            if not piece:
-                raise ShippingError(f"a worker's {file.name} ends early")
+        for piece in _pieces(file, fetch):
             stream.write(piece)
-    if path.stat().st_size != file.size_bytes or file_sha256(path) != file.sha256:
+            digest.update(piece)
+            size += len(piece)
+    if size != file.size_bytes or digest.hexdigest() != file.sha256:
         raise ShippingError(f"{path} is not what the worker sent: its SHA-256 differs")
+
+
+def _pieces(file: Packed, fetch: Fetch) -> Iterator[bytes]:
+    if file.data is not None:
+        yield file.data
+        return
+    offset = 0
+    while offset < file.size_bytes:
+        piece = fetch(file.name, offset, PIECE_BYTES)
+        if not piece:
+            raise ShippingError(f"a worker's {file.name} ends early")
+        yield piece
+        offset += len(piece)
 
 
 def _name_own_kernel(command: Path, kernels: Mapping[str, Path]) -> None:
