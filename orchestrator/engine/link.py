@@ -35,11 +35,6 @@ class LinkError(Exception):
     """The scheduler did not answer, or the connection to it is gone."""
 
 
-# Clients that did not close in time. The garbage collector would close them again, in whatever thread it runs, and wait
-# for a lock that this thread may hold (LoopRunner in distributed/utils.py).
-_zombies: list[distributed.Client] = []
-
-
 @dataclass(frozen=True)
 class Resident:
     """A worker as the scheduler sees it: how many tasks it runs at once, and the resources that it declared."""
@@ -108,7 +103,7 @@ class Link:
         try:
             client.close(timeout=CLOSE_S)
         except Exception:  # It is of no more use, whatever it is.
-            _zombies.append(client)
+            _bury(client)
 
     @property
     def lost(self) -> bool:
@@ -199,9 +194,15 @@ class Link:
             pass
 
     def _open(self, timeout_s: float) -> distributed.Client:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # About versions: we compare them ourselves, and name both.
-            return distributed.Client(self._address, timeout=timeout_s, set_as_default=False)
+        client = distributed.Client.__new__(distributed.Client)  # To have it also when it fails to connect.
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # About versions: we compare them ourselves, and name both.
+                client.__init__(self._address, timeout=timeout_s, set_as_default=False)
+        except BaseException:
+            _bury(client)
+            raise
+        return client
 
     def _check_scheduler(self) -> None:
         packages = _packages(self._open_client.get_versions()["scheduler"])
@@ -212,6 +213,12 @@ class Link:
                 f"the scheduler at {self.engine} has Dask {theirs}, here is {ours}",
                 hint=f"pip install distributed=={theirs}, or the other way round",
             )
+
+
+def _bury(client: distributed.Client) -> None:
+    """Let a client that failed rest. The garbage collector would close it again, in whatever thread it happens to run,
+    and wait there for a lock that this thread may hold (LoopRunner in distributed/utils.py)."""
+    client.status = "closed"
 
 
 @contextlib.contextmanager

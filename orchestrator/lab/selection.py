@@ -25,7 +25,7 @@ def fragments(chosen: Experiment) -> tuple[Path, ...]:
 def needs_image(chosen: Experiment) -> bool:
     """Whether one of the machines boots by a boot loader, which takes no ELF file."""
     return chosen.target.lab is not None and any(
-        host.boot == "grub" for host in _named(load(chosen.target.lab), chosen.target.hosts)
+        host.boot == "grub" for host in named(load(chosen.target.lab), chosen.target.hosts)
     )
 
 
