@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import dask
 import distributed
 
 from orchestrator import cache, doctor, lab
@@ -28,6 +29,12 @@ POLL_S = 0.2
 OFFER = re.compile(r"(?P<accel>[a-z]+)=(?P<slots>[1-9][0-9]{0,3})")
 NAME_TAKEN = "name taken"  # Scheduler.add_worker() in distributed/scheduler.py
 FOLDER = "dask"  # in the cache: workers' own folders, which Dask removes when the worker has gone
+# Dask samples a worker's threads every 10 ms and its loop every 20: nothing shall tick beside a measurement.
+STILL = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ def work(engine: str, offers: Offers, name: str | None, patience_s: float, say: 
     address = dask_address(engine)
     name = name or f"{socket.gethostname()}-{os.getpid()}"
     quiet()
+    dask.config.set(STILL)
     remote.offer_lab(offers.hosts)
     own_identity()  # Now, while the sources on disk are those that were imported.
 
