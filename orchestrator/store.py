@@ -154,16 +154,24 @@ class Store:
         running.mkdir()
         return running
 
-    def finish_trial(self, result: TrialResult) -> Path:
+    def finish_trial(self, result: TrialResult, written_sha256: str | None = None) -> Path:
         """Put ``result`` into the trial's running folder and move the folder in place, all or nothing.
 
+        ``written_sha256`` is of the recording as this process has just written it; without it the file is read again.
         Raises :class:`StoreError` if the recording there is not the one that ``result`` names.
         """
         final = self.trial_dir(result.id)
         running = final.with_name(f".{result.id}.tmp")
-        if result.recording_sha256 and file_sha256(running / RECORDING) != result.recording_sha256:
-            raise StoreError(f"the recording of trial {result.id} changed after it was checked: {running / RECORDING}")
-        write_atomic(running / RESULT, to_json(result))
+        if result.recording_sha256:
+            there = file_sha256(running / RECORDING) if written_sha256 is None else written_sha256
+            if there != result.recording_sha256:
+                raise StoreError(
+                    f"the recording of trial {result.id} changed after it was checked: {running / RECORDING}"
+                )
+        try:
+            (running / RESULT).write_bytes(to_json(result))  # Nobody sees it before the folder has its name.
+        except OSError as error:
+            raise StoreError(f"cannot write {running / RESULT}: {error.strerror}") from error
         for path in running.iterdir():
             if path.is_file() and not path.is_symlink():
                 _sync(path)
