@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import queue
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import distributed
 
-from orchestrator.engine import parcel, remote
+from orchestrator.engine import intake, remote
+from orchestrator.engine.intake import Ended, Event, Intake, Kept, WorkerGoneError
 from orchestrator.engine.link import BROKEN, Link, LinkError
 from orchestrator.engine.local import OnResult, Unit, elsewhere
 from orchestrator.engine.need import LAB, Need
 from orchestrator.engine.remote import Answer, Done, Failed, Order, Unready
 from orchestrator.engine.roster import Member, Roster
-from orchestrator.errors import EngineError, OrchError, ShippingError, StoreError, TargetError, printable
+from orchestrator.errors import EngineError, OrchError, StoreError, TargetError, printable
 from orchestrator.results import TrialResult
 from orchestrator.store import Store
 from orchestrator.target.pool import NoMachineLeft
 
 POLL_S = 0.2
 LOOK_EVERY_S = 1.0
-FETCH_S = 60.0  # for one answer to come over the network
-FETCHERS = 3
 MAX_FAILURES = 2  # workers that may fail on one unit before it is the unit's fault
 MAX_HICCUPS = 3  # errors one after the other, of a connection that says of itself that it is open
 MAX_LOSSES = 20  # of the connection without a single result between
@@ -40,10 +39,6 @@ class _Room:
 
     slots: int
     workers: frozenset[str]
-
-
-class _WorkerGoneError(Exception):
-    """A worker went, or lost its files, between saying that a unit is done and giving all of it away."""
 
 
 @dataclass
@@ -62,12 +57,15 @@ class _Job:
         return f"{which} of cell {self.unit.left[0].cell.name}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Sent:
+    """A job that one of ``workers`` runs, or has run; one that is being stored is not sent again meanwhile."""
+
     job: _Job
     future: distributed.Future
     resource: str
     workers: frozenset[str]
+    state: Literal["runs", "ended", "is stored"] = "runs"
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,7 @@ class Dispatch:
     names: str  # unique to this client: Dask must never take an old task for a new one
     _waiting: deque[_Job] = field(default_factory=deque)
     _sent: dict[str, _Sent] = field(default_factory=dict)
-    _ended: queue.SimpleQueue[tuple[distributed.Future, Answer | BaseException]] = field(
-        default_factory=queue.SimpleQueue
-    )
-    _fetchers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(FETCHERS, "fetch"))
+    _intake: Intake = field(init=False)
     _count: itertools.count[int] = field(default_factory=itertools.count)
     _ready: dict[str, Member] = field(default_factory=dict)
     _looked: float = 0.0
@@ -112,6 +107,10 @@ class Dispatch:
     _hiccups: int = 0
     _losses: int = 0
     _error: OrchError | None = None
+
+    def __post_init__(self) -> None:
+        threads = min(intake.THREADS, self.work.jobs or intake.THREADS)
+        self._intake = Intake(self.link, self.store, self.work.kernels, threads)
 
     def run(self) -> None:
         """Run everything; an error ends it after the units that run already, whose results are kept.
@@ -124,7 +123,7 @@ class Dispatch:
         try:
             self._loop()
         finally:
-            self._fetchers.shutdown(wait=False, cancel_futures=True)
+            self._intake.close()
         if self._error is not None:
             raise self._error
 
@@ -150,7 +149,8 @@ class Dispatch:
         self._ready = self.roster.ready(self.work.need)
         self._looked = time.monotonic()
         for key, sent in list(self._sent.items()):
-            if not sent.workers & self._ready.keys():  # Dask would wait for one of them for ever.
+            gone = not sent.workers & self._ready.keys()
+            if gone and sent.state != "is stored":  # Dask would wait for one of them for ever.
                 self._again(key)
         if self._rooms():
             self._seen, self._told = self._looked, False
@@ -164,11 +164,11 @@ class Dispatch:
 
     def _send(self) -> None:
         rooms = self._rooms()
-        used = Counter(sent.resource for sent in self._sent.values())
+        used = Counter(sent.resource for sent in self._sent.values() if self._takes_room(sent))
         at_once = sum(room.slots for room in rooms.values())
         if self.work.jobs is not None:
             at_once = min(at_once, self.work.jobs)
-        while self._waiting and len(self._sent) < at_once:
+        while self._waiting and used.total() < at_once and len(self._sent) < 2 * at_once:
             name = next(name for name, room in rooms.items() if used[name] < room.slots)
             job = self._waiting.popleft()
             key = f"{self.names}-{job.unit.left[0].id}-{next(self._count)}"
@@ -178,10 +178,14 @@ class Dispatch:
                 key=key,
                 workers=sorted(rooms[name].workers),
                 resource=name,
-                when_done=self._fetch_soon,
+                when_done=self._intake.ended,
             )
             self._sent[key] = _Sent(job, future, name, rooms[name].workers)
             used[name] += 1
+
+    def _takes_room(self, sent: _Sent) -> bool:
+        """A unit that has ended leaves its slot to the next; whether a machine of the lab is lost, its answer says."""
+        return sent.state == "runs" or self.work.need.kind == "ssh"
 
     def _rooms(self) -> dict[str, _Room]:
         """Where units can run, by the Dask resource of which each takes one; a lab's machine is one, whoever offers."""
@@ -195,61 +199,51 @@ class Dispatch:
                 found[name] = _Room(both, before.workers | {address})
         return found
 
-    def _fetch_soon(self, future: distributed.Future) -> None:
-        """Called by Dask when a task has ended. Answers come while others are being stored."""
-        with contextlib.suppress(RuntimeError):  # All is over: nobody wants it any more.
-            self._fetchers.submit(self._fetch, future)
-
-    def _fetch(self, future: distributed.Future) -> None:
-        answer: Answer | BaseException
-        try:
-            answer = future.exception() if future.status == "error" else self.link.result(future, FETCH_S)
-        except (Exception, CancelledError) as error:
-            answer = error
-        self._ended.put((future, answer))
-
     def _receive(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            self._take(*self._ended.get(timeout=POLL_S))
-            while True:
-                self._take(*self._ended.get_nowait())
+        for event in self._intake.wait(POLL_S):
+            self._take(event)
 
-    def _take(self, future: distributed.Future, answer: Answer | BaseException) -> None:
-        sent = self._sent.get(future.key)
+    def _take(self, event: Event) -> None:
+        sent, what = self._sent.get(event.key), event.what
         if sent is None:  # Sent again meanwhile: this result is nobody's.
             return
-        if isinstance(answer, CancelledError):
-            self._again(future.key)
-        elif isinstance(answer, TimeoutError | LinkError):  # Its worker died, and it runs again; or the network fails.
-            future.add_done_callback(self._fetch_soon)
-            if isinstance(answer, LinkError):
-                raise answer
-        elif isinstance(answer, BaseException):
-            del self._sent[future.key]
-            self._error = self._error or _dask_error(sent.job, answer)
+        if isinstance(what, Ended):
+            sent.state = "ended"
+        elif isinstance(what, Kept):
+            self._count_in(event.key, what)
+        elif isinstance(what, CancelledError | WorkerGoneError):
+            self._again(event.key)
+        elif isinstance(what, StoreError):
+            raise what
+        elif isinstance(what, TimeoutError | LinkError):  # Its worker died, and it runs again; or the network fails.
+            sent.state = "runs"
+            sent.future.add_done_callback(self._intake.ended)
+            if isinstance(what, LinkError):
+                raise what
+        elif isinstance(what, BaseException):
+            del self._sent[event.key]
+            self._error = self._error or _dask_error(sent.job, what)
         else:
-            self._handle(sent.job, future.key, answer)
+            self._handle(sent, event.key, what)
 
-    def _handle(self, job: _Job, key: str, answer: Answer) -> None:
-        if isinstance(answer, Unready) or (isinstance(answer, Done) and not _is_whole(answer, job.unit)):
+    def _handle(self, sent: _Sent, key: str, answer: Answer) -> None:
+        if isinstance(answer, Unready) or (isinstance(answer, Done) and not _is_whole(answer, sent.job.unit)):
             self.roster.unready(answer.worker, answer.why if isinstance(answer, Unready) else "leaves blocks half run")
             self._looked = 0.0
             self._again(key)
-            return
-        if isinstance(answer, Done):
-            try:
-                last = self._keep(job.unit, answer)
-                name = self._sent.pop(key).resource
-                self._losses = 0
-                if answer.lost:
-                    self._lose(name, job, answer, last)
-                return
-            except _WorkerGoneError:
-                self._again(key)
-                return
-            except ShippingError as error:
-                answer = Failed(answer.worker, error.what, None, ())
-        self._put_aside(job, key, answer)
+        elif isinstance(answer, Done):
+            sent.state = "is stored"
+            self._intake.keep(key, sent.job.unit, answer)
+        else:
+            self._put_aside(sent.job, key, answer)
+
+    def _count_in(self, key: str, kept: Kept) -> None:
+        sent = self._sent.pop(key)
+        self._losses = 0
+        for result in kept.results:
+            self.on_result(result)
+        if kept.done.lost:
+            self._lose(sent.resource, sent.job, kept.done, kept.results[-1] if kept.results else None)
 
     def _lose(self, name: str, job: _Job, done: Done, last: TrialResult | None) -> None:
         """A machine of the lab cannot be used any more; its block runs again on another one, as it would here."""
@@ -265,36 +259,6 @@ class Dispatch:
         if len(self._gone) == len(self.work.need.hosts) and self._waiting:
             lines = "".join(f"\n  {name.removeprefix(LAB)}: {why}" for name, why in self._gone.items())
             self._error = self._error or NoMachineLeft(f"no machine of the lab is left:{lines}", hint="orch lab status")
-
-    def _keep(self, unit: Unit, done: Done) -> TrialResult | None:
-        """Store a unit at once, since its trials are compared with each other; returns the last result.
-
-        Nothing of it counts before all is here.
-        """
-        try:
-            results = [
-                parcel.unpack(packed, trial, self._fetcher(done, trial.id), self.work.kernels, self.store)
-                for trial, packed in zip(unit.left, done.parcels, strict=False)
-            ]
-            for result in results:
-                self.store.set_aside(result.id)
-                self.store.finish_trial(result)
-        except OSError as error:
-            raise StoreError(f"cannot keep a trial that was run elsewhere: {error}") from error
-        for result in results:
-            self.on_result(result)
-        return results[-1] if results else None
-
-    def _fetcher(self, done: Done, trial_id: str) -> parcel.Fetch:
-        """Fetches pieces of a trial's files from the worker that ran it."""
-
-        def fetch(name: str, offset: int, size: int) -> bytes:
-            try:
-                return self.link.ask_one(done.worker, remote.read, done.key, trial_id, name, offset, size)
-            except Exception as error:  # Whatever it is, the worker has these files no more.
-                raise _WorkerGoneError from error
-
-        return fetch
 
     def _put_aside(self, job: _Job, key: str, failure: Failed) -> None:
         """A worker could not run a unit: it gets no more work, and another one tries."""
@@ -316,9 +280,10 @@ class Dispatch:
             sent.future.cancel()
 
     def _reconnect(self, error: Exception) -> None:
-        for key in list(self._sent):
+        for key in [key for key, sent in self._sent.items() if sent.state != "is stored"]:
             self._again(key)
         if self._error is not None:
+            self._receive()
             return
         self._losses += 1
         if self._losses > MAX_LOSSES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import proc
@@ -35,7 +35,7 @@ class Packed:
     name: str
     size_bytes: int
     sha256: str
-    data: bytes | None
+    data: bytes | memoryview | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Parcel:
 
     result: bytes
     files: tuple[Packed, ...]
+
+    def with_data(self, data: Callable[[bytes | memoryview], bytes | memoryview]) -> Parcel:
+        """The same with other data in each file that has some."""
+        files = tuple(item if item.data is None else replace(item, data=data(item.data)) for item in self.files)
+        return replace(self, files=files)
 
 
 def pack(result: TrialResult, folder: Path) -> Parcel:
@@ -67,6 +72,8 @@ def _pack(path: Path, folder: Path, whole: bool, known: Mapping[str, str]) -> Pa
 def unpack(parcel: Parcel, trial: Trial, fetch: Fetch, kernels: Mapping[str, Path], store: Store) -> TrialResult:
     """Put a trial's files into its running folder in ``store``; the caller finishes it.
 
+    If its result names a recording, the one that was written is that.
+
     ``kernels`` are this machine's, by the folder in which a worker has each
     (:attr:`orchestrator.engine.kit.Packing.kernels`): the command that is kept with the trial is made to name them.
     Raises :class:`ShippingError` if anything is not what was asked for, or not what was sent.
@@ -83,6 +90,10 @@ def unpack(parcel: Parcel, trial: Trial, fetch: Fetch, kernels: Mapping[str, Pat
         if file.name == RESULT:  # The store's own.
             raise ShippingError(f"a worker sent a file {RESULT} with trial {trial.id}")
         _write(file, safe_path(folder, file.name), fetch)
+    if result.recording_sha256 and result.recording_sha256 not in [
+        file.sha256 for file in parcel.files if file.name == RECORDING
+    ]:
+        raise ShippingError(f"a worker sent another recording of trial {trial.id} than its result names")
     _name_own_kernel(folder / COMMAND, kernels)
     return result
 
@@ -99,7 +110,7 @@ def _write(file: Packed, path: Path, fetch: Fetch) -> None:
         raise ShippingError(f"{path} is not what the worker sent: its SHA-256 differs")
 
 
-def _pieces(file: Packed, fetch: Fetch) -> Iterator[bytes]:
+def _pieces(file: Packed, fetch: Fetch) -> Iterator[bytes | memoryview]:
     if file.data is not None:
         yield file.data
         return

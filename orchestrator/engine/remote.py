@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from functools import cache as memoize
 from pathlib import Path
 
 import distributed
+from distributed.protocol import dask_deserialize, dask_serialize
 
 from orchestrator import cache, doctor
 from orchestrator.engine import depot, parcel
@@ -61,6 +63,28 @@ class Done:
     key: str
     parcels: tuple[Parcel, ...]
     lost: str = ""
+
+
+def _to_frames(done: Done) -> tuple[dict[str, bytes], list[bytes | memoryview]]:
+    """Files go as frames of their own: pickle would copy each into its stream, and at the other end out of it."""
+    frames: list[bytes | memoryview] = []
+
+    def take(data: bytes | memoryview) -> bytes:
+        frames.append(data)
+        return b""
+
+    parcels = tuple(item.with_data(take) for item in done.parcels)
+    return {"done": pickle.dumps(replace(done, parcels=parcels))}, frames
+
+
+def _from_frames(header: dict[str, bytes], frames: list[bytes | memoryview]) -> Done:
+    done: Done = pickle.loads(header["done"])
+    left = iter(frames)
+    return replace(done, parcels=tuple(item.with_data(lambda _: next(left)) for item in done.parcels))
+
+
+dask_serialize.register(Done, _to_frames)
+dask_deserialize.register(Done, _from_frames)
 
 
 @dataclass(frozen=True)

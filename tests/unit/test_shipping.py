@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from distributed.comm.utils import from_frames, to_frames
+from distributed.protocol import to_serialize
 from test_engine import experiment, result
 
 from orchestrator import bench
@@ -15,6 +18,7 @@ from orchestrator.engine import kit, parcel
 from orchestrator.engine.depot import Depot, Item, safe_path
 from orchestrator.engine.kit import pack, unpack
 from orchestrator.engine.parcel import Packed, Parcel
+from orchestrator.engine.remote import Done
 from orchestrator.errors import ShippingError
 from orchestrator.experiment import TargetSpec
 from orchestrator.image import Guests
@@ -228,6 +232,33 @@ def test_a_trial_arrives_as_it_was(
     assert {path.name: path.read_bytes() for path in final.iterdir() if path.name != "result.json"} == {
         path.name: path.read_bytes() for path in folder.iterdir()
     }
+
+
+def test_files_travel_beside_the_answer_that_names_them(tmp_path: Path, trial: Trial, store: Store) -> None:
+    sent, folder = run_folder(tmp_path, trial)
+    (folder / "empty.log").write_bytes(b"")
+    left = parcel.pack(replace(sent, recording_sha256=""), folder)
+    left = replace(left, files=tuple(replace(item, data=None) for item in left.files))
+    done = Done("tcp://w", "key", (parcel.pack(sent, folder), left, parcel.pack(sent, folder)), "lost")
+    frames = [bytearray(frame) for frame in asyncio.run(to_frames(to_serialize(done)))]
+    assert [len(frame) for frame in frames].count(10240) == 2 and sum(map(len, frames)) < 2 * 10240 + 6000
+    back = asyncio.run(from_frames(frames))
+    assert back == done
+    received = parcel.unpack(back.parcels[0], trial, no_fetch, {}, store)
+    final = store.finish_trial(received, written_sha256=received.recording_sha256)
+    assert (final / "recording.bin").read_bytes() == (folder / "recording.bin").read_bytes()
+    assert (final / "empty.log").read_bytes() == b""
+
+
+def test_a_recording_that_its_result_does_not_name_is_refused(tmp_path: Path, trial: Trial, store: Store) -> None:
+    sent, folder = run_folder(tmp_path, trial)
+    packed = parcel.pack(sent, folder)
+    other = to_json(replace(sent, recording_sha256="ab" * 32))
+    none = tuple(item for item in packed.files if item.name != "recording.bin")
+    for wrong in (replace(packed, result=other), replace(packed, files=none)):
+        with pytest.raises(ShippingError, match="another recording of trial 003"):
+            parcel.unpack(wrong, trial, no_fetch, {}, store)
+    assert not store.trial_dir("003").exists()
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "result.json"])
