@@ -39,6 +39,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
+    print(f"{len(os.sched_getaffinity(0))} CPUs, load average before: {os.getloadavg()[0]:.1f}")
     seconds, peak_mib = measure_plan()
     print(f"plan of {PLANNED:,} trials, made and written: {seconds:.2f} s, peak {peak_mib:.0f} MiB of memory")
     for accel in ("icount", "tcg"):
@@ -48,6 +49,7 @@ def main() -> None:
             f"{TRIALS} trials of {FAULTS} faults through Dask, {WORKERS} workers, {what}:"
             f" {wall_ms:.1f} ms a trial ({cpu_ms:.1f} ms of CPU)"
         )
+    print(f"load average after: {os.getloadavg()[0]:.1f}")
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
