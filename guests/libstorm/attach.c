@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Find the guest's mailbox, by the line that fault_bench says on the guest's console, and ask through it. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "libstorm.h"
+
+#define LOOK_US		20000
+#define LINE_BYTES	512
+
+/* Returns whether @line tells where the mailbox is; ends the VMM if it tells of an error. */
+static bool parse(const char *line, unsigned long long *gpa, unsigned long long *nonce)
+{
+	const char *error = strstr(line, MAILBOX_ERROR);
+	const char *found = strstr(line, "orch-bench: mailbox ");
+
+	errno = 0;
+	die_if(error, "fault_bench, in the guest: %s", error + strlen(MAILBOX_ERROR));
+	return found && sscanf(found, MAILBOX_LINE, gpa, nonce) == 2;
+}
+
+/* Read what is new in the console's file, up to the end of a line that matters. */
+static bool read_lines(int fd, char *line, size_t *used, unsigned long long *gpa, unsigned long long *nonce)
+{
+	char byte;
+
+	while (read(fd, &byte, 1) == 1) {
+		if (byte != '\n' && byte != '\r') {
+			if (*used < LINE_BYTES - 1)
+				line[(*used)++] = byte;
+			continue;
+		}
+		line[*used] = 0;
+		*used = 0;
+		if (parse(line, gpa, nonce))
+			return true;
+	}
+	return false;
+}
+
+struct mailbox *attach(const char *console)
+{
+	unsigned long long gpa = 0, nonce = 0;
+	char line[LINE_BYTES];
+	struct mailbox *box;
+	size_t used = 0;
+	int fd;
+
+	while ((fd = open(console, O_RDONLY | O_CLOEXEC)) < 0)
+		sleep_us(LOOK_US);
+	while (!read_lines(fd, line, &used, &gpa, &nonce))
+		sleep_us(LOOK_US);
+	close(fd);
+	errno = 0;
+	die_if(!guest_known(), "the guest runs, yet no KVM call of the VMM came by: it does not make them through libc's ioctl()");
+	box = (struct mailbox *)guest_hva(gpa, sizeof(*box));
+	die_if(!box, "the guest's mailbox is at gpa %#llx, which no memslot covers", gpa);
+	die_if(box->magic != MAILBOX_MAGIC || box->nonce != nonce, "the guest's mailbox is not at gpa %#llx", gpa);
+	die_if(box->version != MAILBOX_VERSION || box->bytes != sizeof(*box),
+	       "fault_bench in the guest speaks version %u of the mailbox, libstorm.so %u", box->version,
+	       MAILBOX_VERSION);
+	return box;
+}
+
+void ask(struct mailbox *box, enum mailbox_command command, uint32_t round)
+{
+	uint32_t asked = atomic_load(&box->asked) + 1;
+
+	box->command = command;
+	box->round = round;
+	atomic_store(&box->asked, asked);
+	while (atomic_load(&box->answered) != asked && !atomic_load(&box->failed))
+		guest_wait();
+	errno = 0;
+	die_if(atomic_load(&box->failed), "fault_bench, in the guest: %.*s", (int)sizeof(box->reason) - 1, box->reason);
+}

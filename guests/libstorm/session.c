@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The measurement, in a thread of the VMM's: what fault_vmm's rounds.c does for the flat guest. Between two rounds it
+ * discards the guest's range, as the guest asks nothing and touches nothing then; during a round it sleeps.
+ */
+#define _GNU_SOURCE
+#include <unistd.h>
+
+#include "common.h"
+#include "cpus.h"
+#include "libstorm.h"
+
+struct session {
+	struct settings *settings;
+	struct mailbox *box;
+	struct areas areas;
+	struct storm *storm;	/* NULL: none, or in the other process */
+	bool other;
+	struct measured measured;
+};
+
+static void tell_trial(struct session *session)
+{
+	const struct settings *settings = session->settings;
+	const struct params *params = &settings->params;
+
+	session->box->trial = (struct mailbox_trial) {
+		.seed = params->seed, .mem_bytes = params->mem_bytes,
+		.adjacent_bytes = settings_storm_bytes(settings, STORM_ADJACENT),
+		.disjoint_bytes = settings_storm_bytes(settings, STORM_DISJOINT),
+		.stride_bytes = params->stride_bytes, .rounds = params->rounds, .vcpus = params->vcpus,
+		.write = params->write, .random = params->random, .faults = settings->faults,
+		.memory = settings->memory, .jitter_wakeups = settings->jitter_wakeups,
+		.jitter_period_us = settings->jitter_period_us,
+	};
+	ask(session->box, MAILBOX_RESERVE, 0);
+	areas_find(&session->areas, settings, session->box);
+}
+
+static void *storm_place(const struct session *session)
+{
+	switch (session->settings->params.storm.placement) {
+	case STORM_DISJOINT:
+		return session->areas.disjoint;
+	case STORM_ADJACENT:
+		return session->areas.mem + session->settings->params.mem_bytes;
+	case STORM_OVERLAP:
+		return session->areas.mem;
+	default:
+		return NULL;
+	}
+}
+
+static void make_storm(struct session *session)
+{
+	const struct storm_params *params = &session->settings->params.storm;
+
+	session->other = params->placement == STORM_OTHER_PROCESS;
+	if (session->other)
+		other_create();
+	else if (params->op || params->hogs)
+		session->storm = storm_create(params, storm_place(session));
+}
+
+static void start_storm(struct session *session)
+{
+	if (session->other)
+		other_start();
+	else if (session->storm)
+		storm_start(session->storm);
+}
+
+static void stop_storm(struct session *session)
+{
+	const struct storm_params *params = &session->settings->params.storm;
+	struct window_list *lists = session->measured.windows;
+	uint32_t i;
+
+	if (session->other)
+		other_stop(lists);
+	if (!session->storm)
+		return;
+	storm_stop(session->storm);
+	errno = 0;
+	die_if(storm_overflowed(session->storm), "more than %u storm windows a thread: raise --max-windows",
+	       params->max_windows);
+	for (i = 0; i < params->threads; i++)
+		lists[i].first = storm_windows(session->storm, i, &lists[i].count);
+}
+
+static void run_rounds(struct session *session)
+{
+	const struct params *params = &session->settings->params;
+	struct measured *measured = &session->measured;
+	uint32_t round;
+
+	counters_read(&guest_vm, measured->counters, false);
+	start_storm(session);
+	sleep_us(params->start_delay_us);
+	measured->start_tsc = rdtsc_ordered();
+	for (round = 0; round < params->rounds; round++) {
+		if (session->storm)
+			storm_hold(session->storm);
+		areas_discard(&session->areas, session->settings);
+		if (session->storm)
+			storm_release(session->storm);
+		ask(session->box, MAILBOX_ROUND, round);
+	}
+	measured->end_tsc = rdtsc_ordered();
+	measured->nr_counters = counters_read(&guest_vm, measured->counters, true);
+}
+
+/* The storm takes the guest's own pages away for a moment, and KVM_RUN fails when the guest touches them then. */
+static bool makes_holes(const struct storm_params *storm)
+{
+	return storm->placement == STORM_OVERLAP && (storm->op == REC_OP_MUNMAP || storm->op == REC_OP_MREMAP);
+}
+
+void *session_run(void *arg)
+{
+	static struct session session;
+	const struct params *params;
+
+	session.settings = arg;
+	params = &session.settings->params;
+	cpus_pin(0, "the session");
+	session.box = attach(session.settings->console);
+	guest_vm.params = params;
+	guest_watch(session.box, makes_holes(&params->storm));
+	errno = 0;
+	die_if(guest_running() < params->vcpus, "--vcpus %u, but the VMM runs %u", params->vcpus, guest_running());
+	tell_trial(&session);
+	make_storm(&session);
+	run_rounds(&session);
+	if (session.settings->jitter_wakeups)
+		ask(session.box, MAILBOX_JITTER, 0);
+	stop_storm(&session);
+	session.measured.settings = session.settings;
+	session.measured.box = session.box;
+	session.measured.areas = &session.areas;
+	record_session(&session.measured);
+	fprintf(stderr, SETTINGS_RECORDED "\n");
+	/* Nothing of the VMM is needed any more, and its own way out would take the guest down first. */
+	_exit(0);
+}
