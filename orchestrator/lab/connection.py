@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import posixpath
 import shlex
@@ -25,6 +26,10 @@ BLOCK = 1 << 18
 KEEPALIVE_S = 10  # Keeps middleboxes from forgetting a connection that only waits.
 UNKNOWN_SIGNAL = 255  # What ssh(1) exits with, too, when a command died of a signal.
 
+# Paramiko's threads log a traceback for every attempt at a machine that boots,
+# and every failure reaches us as an exception, too.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
 _unique = itertools.count()
 
 
@@ -36,7 +41,8 @@ def connect(host: LabHost) -> SshTransport:
         port=host.port,
         config=fabric.Config(overrides={"load_ssh_configs": False}),
         connect_kwargs={
-            "key_filename": None if host.key is None else str(host.key),
+            # Left out, not None, where there is none: Fabric takes it for a list.
+            **({} if host.key is None else {"key_filename": str(host.key)}),
             "allow_agent": host.agent,
             "look_for_keys": False,
             "timeout": host.deadlines.connect_s,
