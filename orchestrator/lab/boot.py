@@ -149,7 +149,7 @@ def _load_kexec(link: Link, image: Image, line: str) -> None:
     argv += [f"--initrd={image.initrd}"] if image.initrd else []
     reply = link.run(argv, root=True, deadline_s=link.host.deadlines.copy_s)
     if reply.returncode != 0:
-        raise Refused(f"kexec refused: {reply.said}", hint="apt-get install kexec-tools" if _missing(reply) else None)
+        raise Refused(f"kexec refused: {_why(reply)}", hint="apt-get install kexec-tools" if _missing(reply) else None)
     loaded = link.insist(lambda transport: transport.read("/sys/kernel/kexec_loaded"), link.host.deadlines.answer_s)
     if loaded.strip() != b"1":
         raise Refused("kexec refused: it said that it loaded the kernel, and /sys/kernel/kexec_loaded says no")
@@ -235,6 +235,11 @@ def _answer(link: Link, argv: Sequence[str]) -> str:
     if reply.returncode != 0 or not reply.stdout.strip():
         raise Refused(f"{link.host.name}: {' '.join(argv)}: {reply.said}")
     return reply.stdout.strip().splitlines()[0]
+
+
+def _why(reply: Reply) -> str:
+    """kexec's reason, behind which it lists every segment that it would have loaded (kexec-tools, my_load())."""
+    return next((line.strip() for line in reply.stderr.splitlines() if "failed: " in line), reply.said)
 
 
 def _missing(reply: Reply) -> bool:

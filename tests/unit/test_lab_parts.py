@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +26,28 @@ from orchestrator.target.ssh import of_kernel
 def test_a_command_is_split_into_the_words_that_it_was_made_of() -> None:
     words = ["a b", "$(x)", "`x`", "'", '"', "\\", "*", "a\nb", "", "-n", "ü"]
     assert shlex.split(command_line(words)) == words
+
+
+def test_an_attempt_at_a_machine_that_is_booting_leaves_no_traceback_on_the_terminal(tmp_path: Path) -> None:
+    """In a process of its own: pytest's own log handlers hide what a program without any would print."""
+    attempt = """
+import socket, sys, threading
+from pathlib import Path
+from orchestrator.lab.types import LabHost
+from orchestrator.lab.connection import connect
+from orchestrator.lab.remote import Cut
+with socket.create_server(("127.0.0.1", 0)) as server:
+    threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+    host = LabHost("x", "127.0.0.1", "root", Path(sys.argv[1]), port=server.getsockname()[1], agent=True)
+    try:
+        connect(host)
+    except Cut as error:
+        print("cut:", error)
+"""
+    (tmp_path / "known_hosts").write_text("")
+    argv = [sys.executable, "-c", attempt, str(tmp_path / "known_hosts")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("cut: Error reading SSH protocol banner\n", "")
 
 
 # --- boot -------------------------------------------------------------------------------------------------------------
@@ -90,12 +114,17 @@ def test_a_menu_entry_holds_its_words_in_quotes_and_replaces_only_itself() -> No
         boot.grub_entry("12-34", Image("/k", ""), "a='b'")
 
 
-def test_without_kexec_tools_the_package_is_named(tmp_path: Path) -> None:
+def test_kexec_says_why_it_refuses_and_without_it_the_package_is_named(tmp_path: Path) -> None:
     host = FakeHost(World())
     host.do_kexec = lambda *words: Reply(127, "", "sh: 1: kexec: not found")  # type: ignore[method-assign]
     with pytest.raises(Refused, match="kexec refused: sh: 1: kexec: not found") as caught:
         boot.load(link(tmp_path, host), Image("/k", ""), "ro", "/scratch")
     assert caught.value.hint == "apt-get install kexec-tools"
+    segments = "entry       = 0x3ffff730 flags = 0x3e0000\nnr_segments = 7\nsegment[6].memsz = 0x2bf000\n"
+    said = f"kexec_load failed: Operation not permitted\n{segments}"
+    host.do_kexec = lambda *words: Reply(255, "", said)  # type: ignore[method-assign]
+    with pytest.raises(Refused, match=r"kexec refused: kexec_load failed: Operation not permitted$"):
+        boot.load(link(tmp_path, host), Image("/k", ""), "ro", "/scratch")
     host.do_kexec = lambda *words: Reply(0, "", "")  # type: ignore[method-assign]
     with pytest.raises(Refused, match="kexec_loaded says no"):
         boot.load(link(tmp_path, host), Image("/k", ""), "ro", "/scratch")
