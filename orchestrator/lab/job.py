@@ -53,6 +53,9 @@ def wait(machine: Machine, job: Started, deadline_s: float) -> None:
     poll_s = FIRST_POLL_S
     cut = ""
     while machine.clock.monotonic() < end:
+        # Before it is asked: a dead machine's silence is a broken connection only after answer_s.
+        if machine.outside.panicked():
+            raise Crashed("the kernel panicked")
         try:
             ended = machine.link.once(lambda transport: _ended(transport, job))
             if cut:
@@ -64,8 +67,6 @@ def wait(machine: Machine, job: Started, deadline_s: float) -> None:
             if not cut:
                 machine.say(f"the connection broke in the middle of a trial ({error}), connecting again")
             cut = str(error) or "the connection broke"
-            if machine.outside.panicked():
-                raise Crashed("the kernel panicked") from error
         machine.clock.sleep(min(poll_s, max(0.0, end - machine.clock.monotonic())))
         poll_s = min(2 * poll_s, LAST_POLL_S)
     where = f"; the machine does not answer: {cut}" if cut else ""

@@ -373,6 +373,25 @@ def test_the_host_panics_in_a_trial(lab: Lab, by: str) -> None:
     at_home(lab)
 
 
+def test_a_panic_on_the_console_is_not_waited_for_over_a_connection_that_is_silent(lab: Lab) -> None:
+    asked: list[str] = []
+
+    def silent(call: str, words: tuple[str, ...]) -> None:
+        if not lab.host.up and state_of(lab) == "testing":
+            asked.append(call)
+            lab.world.sleep(lab.described.deadlines.answer_s)
+
+    def panic() -> None:
+        lab.outside.print(PANIC)
+        lab.host.restart(GOOD, seconds=200.0)
+
+    lab.host.faults.append(silent)
+    lab.host.on_program = lambda: lab.world.later(5.0, panic)
+    assert lab.run().outcome is Outcome.OOPS and asked == []
+    lab.host.faults.clear()
+    at_home(lab)
+
+
 def test_the_kernel_under_test_panics_while_it_boots(lab: Lab) -> None:
     def on_boot(kernel: KernelId) -> KernelId | None:
         if kernel is GOOD:
