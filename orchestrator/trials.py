@@ -96,8 +96,9 @@ def stopped(run: Path, conductor: Conductor, why: NoMachineLeft) -> NoMachineLef
     done = {item.id for item in conductor.store.finished_trials()}
     missing = [item.id for item in conductor.plan.trials if item.id not in done and conductor.runner.runs(item)]
     shown = ", ".join(missing[:MISSING_SHOWN]) + (" …" if len(missing) > MISSING_SHOWN else "")
+    not_run = f"; {len(missing)} have not run: {shown}" if missing else ""
     return NoMachineLeft(
-        f"{why.what}\n{len(done)} trials have ended, see {run / 'report.txt'}; {len(missing)} have not run: {shown}",
+        f"{why.what}\n{len(done)} trials have ended, see {run / 'report.txt'}{not_run}",
         hint=f"{why.hint}; the same command again goes on with {run.name}",
     )
 

@@ -6,6 +6,7 @@ import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_engine import experiment, result
@@ -17,6 +18,7 @@ from orchestrator.plan import Plan, Trial, make_plan
 from orchestrator.results import Outcome, TrialResult
 from orchestrator.target.pool import LabPool, NoMachineLeft
 from orchestrator.target.target import Evidence, Job, Pool
+from orchestrator.trials import stopped
 
 JOB = Job(None, (), True, False, 1, 1, 1.0, 1.0)
 
@@ -200,3 +202,21 @@ def test_as_many_trials_at_once_as_there_are_machines() -> None:
     assert engine.choose_jobs(chosen, "ssh", None, 3) == 3 and engine.choose_jobs(chosen, "ssh", 1, 3) == 1
     with pytest.raises(UserError, match="--jobs 4, and 3 machines"):
         engine.choose_jobs(chosen, "ssh", 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("done", "said"), [(("000", "001"), "report.txt"), (("000",), "report.txt; 1 have not run: 001")]
+)
+def test_a_run_that_ends_for_want_of_machines_names_what_is_missing_if_anything_is(
+    done: tuple[str, ...], said: str
+) -> None:
+    finished = [SimpleNamespace(id=name) for name in done]
+    conductor = SimpleNamespace(
+        store=SimpleNamespace(finished_trials=lambda: finished),
+        plan=SimpleNamespace(trials=[SimpleNamespace(id="000"), SimpleNamespace(id="001")]),
+        runner=SimpleNamespace(runs=lambda trial: True),
+    )
+    why = NoMachineLeft("no machine of the lab is left:\n  rack1: gone", hint="orch lab status")
+    error = stopped(Path("/r/run"), conductor, why)  # type: ignore[arg-type]
+    assert error.what.splitlines()[-1] == f"{len(done)} trials have ended, see /r/run/{said}"
+    assert error.hint == "orch lab status; the same command again goes on with run"
