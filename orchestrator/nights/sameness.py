@@ -6,20 +6,22 @@ Must be the same: whatever changes a latency and is not the kernel's source. Whe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import printable
+from orchestrator.errors import StoreError, printable
 from orchestrator.experiment import Cell
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.keep import config_name
 from orchestrator.manifest import FileId
 from orchestrator.nights.catalogue import Run
-from orchestrator.store import file_sha256
+from orchestrator.store import file_sha256, load_json
+from orchestrator.target.ssh import MACHINE, MachineRecord
 from orchestrator.target.target import COMMAND
 
 NOT_RECORDED = "not recorded"
@@ -75,6 +77,9 @@ def _machine(left: Run, right: Run) -> Iterator[Difference]:
     for field in ("machine", "cpus", "mem_mib"):
         yield from _differ(f"target.{field}", getattr(one, field), getattr(other, field))
     yield from _differ("QEMU", left.manifest.qemu_version, right.manifest.qemu_version)
+    if one.kind == other.kind == "ssh":  # This machine only gives the orders.
+        yield from _lab(left, right)
+        return
     if left.manifest.accel == "icount" and right.manifest.accel == "icount":
         return
     host, its = left.manifest.host, right.manifest.host
@@ -82,6 +87,75 @@ def _machine(left: Run, right: Run) -> Iterator[Difference]:
         yield from _differ(what, getattr(host, field), getattr(its, field))
     if left.manifest.accel == "kvm":  # The kernel below is half of what a nested exit costs.
         yield from _differ("host's kernel", host.kernel, its.kernel)
+
+
+# --- the machines of a lab --------------------------------------------------------------------------------------------
+
+
+def _lab(left: Run, right: Run) -> Iterator[Difference]:
+    """Which machines they are, what of their description decides what is measured, and the settings that they had."""
+    ours, theirs = (dict(map(_described, run.manifest.machines)) for run in (left, right))
+    if ours.keys() != theirs.keys():
+        yield Difference("machines of the lab", ", ".join(ours), ", ".join(theirs))
+    conditions = _conditions(left), _conditions(right)
+    for name in (name for name in ours if name in theirs):
+        yield from _differ_parts(f"{name}'s", ours[name], theirs[name])
+        if all(name in found for found in conditions):
+            yield from _differ_parts(f"{name}'s", conditions[0][name], conditions[1][name])
+
+
+def _described(identity: str) -> tuple[str, dict[str, str]]:
+    """A machine's name, and the rest of :attr:`orchestrator.lab.types.LabHost.identity` by its keys in the lab file."""
+    name, _, rest = identity.partition(" (")
+    address, _, described = rest.partition("), ")
+    parts = (part.partition(" ") for part in described.split("; "))
+    return name, {"address": address} | {key: value for key, _, value in parts}
+
+
+def _conditions(run: Run) -> dict[str, dict[str, str]]:
+    """What each machine was like when the first trial began there, by what is set or seen."""
+    found: dict[str, dict[str, str]] = {}
+    for record in _records(sorted(run.folder.glob(f"trials/*/{MACHINE}"))):
+        if record.machine not in found:
+            now = record.conditions
+            seen = {"online CPUs": now.online_cpus, "isolated CPUs": now.isolated_cpus, "clocksource": now.clocksource}
+            found[record.machine] = {setting.path: setting.value for setting in now.settings} | seen
+        if len(found) == len(run.manifest.machines):
+            break
+    return found
+
+
+def _records(paths: Iterable[Path]) -> Iterator[MachineRecord]:
+    for path in paths:
+        with contextlib.suppress(StoreError):  # A trial that did not come so far, or of another version of the tool.
+            yield load_json(path, MachineRecord)
+
+
+def _ran_on(run: Run, cell: str) -> str:
+    """The machines that ran the base in a cell."""
+    boots = run.comparison.summary(cell, run.comparison.base).per_boot
+    paths = (run.folder / "trials" / boot.trial / MACHINE for boot in boots)
+    return ", ".join(sorted({record.machine for record in _records(paths)}))
+
+
+def _both(left: Run, right: Run, cell: str) -> tuple[str, str] | None:
+    """Where a cell ran, if both say so and it was not the same."""
+    on = _ran_on(left, cell), _ran_on(right, cell)
+    return on if all(on) and on[0] != on[1] else None
+
+
+def _running(run: Run) -> str:
+    """The kernels that lab machines ran and that were measured: those of ``boot: none``."""
+    records = _records(sorted(run.folder.glob(f"trials/*/{MACHINE}")))
+    return ", ".join(sorted({f"{item.machine}: {item.known_good}" for item in records if item.booted is None}))
+
+
+def _differ_parts(whose: str, left: Mapping[str, str], right: Mapping[str, str]) -> Iterator[Difference]:
+    for part in dict.fromkeys([*left, *right]):
+        yield from _differ(f"{whose} {part}", left.get(part, "not given"), right.get(part, "not given"))
+
+
+# --- programs and cells -----------------------------------------------------------------------------------------------
 
 
 def _programs(left: Run, right: Run) -> Iterator[Difference]:
@@ -197,9 +271,10 @@ def _compared(left: Run, right: Run) -> Iterator[Difference]:
     ours, theirs = ({arm.arm: arm.patches for arm in run.manifest.arms} for run in (left, right))
     for arm in dict.fromkeys([*ours, *theirs]):
         yield from _differ_files(f"patches of {arm}", ours.get(arm), theirs.get(arm))
-    yield from _differ("machines of the lab", left.manifest.machines, right.manifest.machines)
     if left.manifest.accel == "local":
         yield from _differ("running kernel", left.manifest.host.kernel, right.manifest.host.kernel)
+    if left.manifest.accel == "ssh" and not left.experiment.builds_kernels:
+        yield from _differ("running kernels", _running(left), _running(right))
 
 
 def _notes(left: Run, right: Run) -> Iterator[str]:
@@ -213,7 +288,11 @@ def _notes(left: Run, right: Run) -> Iterator[str]:
         if only := [name for name in cells if name not in others]:
             yield f"only {run.name} has {'cells' if len(only) > 1 else 'cell'} {', '.join(only)}"
     hosts = [run.manifest.host.node for run in (left, right)]
-    if hosts[0] != hosts[1] and left.manifest.accel != "icount":
+    if left.manifest.accel == "ssh":
+        moved = [f"{name} ({on[0]} | {on[1]})" for name in ours if name in theirs if (on := _both(left, right, name))]
+        if moved:
+            yield f"measured on other machines of the lab: {', '.join(moved)}"
+    elif hosts[0] != hosts[1] and left.manifest.accel != "icount":
         yield f"the hosts are {hosts[0]} and {hosts[1]}, of one CPU model"
     one, other = (f"{run.manifest.tool_version} {run.manifest.tool_commit}".strip() for run in (left, right))
     if one != other:

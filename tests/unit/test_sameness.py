@@ -8,18 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nightruns import Past
+from nightruns import Past, write
 
 from orchestrator.analysis.model import CheckResult, Comparison
 from orchestrator.errors import UserError
 from orchestrator.experiment import Arm, Experiment
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.keep import config_name
+from orchestrator.lab import tuning
+from orchestrator.lab.journal import KernelId, Setting
+from orchestrator.lab.tuning import Conditions
 from orchestrator.manifest import ArmFiles, FileId, Manifest
 from orchestrator.nights import catalogue, compare
 from orchestrator.nights.catalogue import Run
 from orchestrator.nights.sameness import examine, same_seeds
 from orchestrator.store import Store, file_sha256
+from orchestrator.target.ssh import MACHINE, MachineRecord
 
 replace = dataclasses.replace
 
@@ -167,6 +171,79 @@ def test_qemus_arguments_are_compared_as_it_was_called(past: Past) -> None:
         "QEMU's -cpu: EPYC-v1,svm=on | EPYC-v4,svm=on", "QEMU's -append: quiet nokaslr | quiet ",
         "QEMU's -no-reboot: not given | given",
     ]  # fmt: skip
+
+
+# --- a lab's machines -------------------------------------------------------------------------------------------------
+
+RACK1 = "rack1 (10.0.0.1 port 22), boot kexec; cpus 2, 3; sets thp"
+RACK2 = "rack2 (10.0.0.2 port 22), boot kexec"
+SETTINGS = (Setting("thp", tuning.THP, "madvise"),)
+
+
+def in_lab(past: Past, number: int, *machines: str, on: str = "rack1", **changed: object) -> Run:
+    """A run of ``target: ssh`` whose first boot of the base in cell0 was measured on ``on``, as ``changed``."""
+    known_good = KernelId("6.1.0", "#1", str(changed.pop("build_id", "aa" * 20)))
+    booted = KernelId("5.10.262", "", "bb" * 20) if changed.pop("builds", True) else None
+    folder = past.night(
+        number,
+        manifest=lambda item: replace(
+            item, accel="ssh", machines=machines, host=replace(item.host, node=f"desk{number}", cpu=f"CPU {number}")
+        ),
+        experiment=lambda item: replace(
+            item,
+            target=replace(item.target, kind="ssh", lab=Path(f"/lab{number}.yaml")),
+            kernel=item.kernel if booted is not None else replace(item.kernel, sources=()),
+        ),
+    )
+    (folder / "trials").unlink()
+    trial = folder / "trials" / catalogue.read(folder).comparison.summary("cell0", "base").per_boot[0].trial
+    trial.mkdir(parents=True)
+    conditions = replace(Conditions(SETTINGS, "0-3", "2-3", 0.1, 0.2, 0, "tsc", "ro tsc_early_khz=1"), **changed)
+    write(trial / MACHINE, MachineRecord(on, known_good, booted, "boot", conditions))
+    return catalogue.open_run(folder)
+
+
+def test_of_a_lab_its_machines_and_their_settings_count_and_not_the_one_that_gave_the_orders(past: Past) -> None:
+    first = in_lab(past, 1, RACK1, RACK2)
+    again = examine(first, in_lab(past, 2, RACK2, RACK1, command_line="ro tsc_early_khz=2", load=0.3))
+    assert again.refused == () and not [note for note in again.notes if "desk" in note]
+
+
+@pytest.mark.parametrize(
+    ("machines", "changed", "refused"),
+    [
+        ((RACK1,), {}, ["machines of the lab: rack1, rack2 | rack1"]),
+        ((RACK1, RACK2.replace("0.2", "0.3")), {}, ["rack2's address: 10.0.0.2 port 22 | 10.0.0.3 port 22"]),
+        ((RACK1.replace("2, 3", "2"), RACK2), {}, ["rack1's cpus: 2, 3 | 2"]),
+        ((RACK1.replace("; sets thp", "; append a=b"), RACK2), {}, [
+            "rack1's sets: thp | not given", "rack1's append: not given | a=b"]),
+        ((RACK1, RACK2.replace("kexec", "grub")), {}, ["rack2's boot: kexec | grub"]),
+        ((RACK1, RACK2), {"settings": (Setting("thp", tuning.THP, "always"),)}, [
+            "rack1's /sys/kernel/mm/transparent_hugepage/enabled: madvise | always"]),
+        ((RACK1, RACK2), {"isolated_cpus": "", "clocksource": "hpet"}, [
+            "rack1's isolated CPUs: 2-3 | (empty)", "rack1's clocksource: tsc | hpet"]),
+    ],
+)  # fmt: skip
+def test_another_machine_of_a_lab_is_refused_by_what_it_differs_in(
+    past: Past, machines: tuple[str, ...], changed: dict[str, object], refused: list[str]
+) -> None:
+    found = examine(in_lab(past, 1, RACK1, RACK2), in_lab(past, 2, *machines, **changed)).refused
+    assert [item.render() for item in found] == refused
+
+
+def test_a_cell_that_ran_on_another_machine_of_the_same_lab_is_noted(past: Past) -> None:
+    found = examine(in_lab(past, 1, RACK1, RACK2), in_lab(past, 2, RACK1, RACK2, on="rack2"))
+    assert found.refused == ()
+    assert "measured on other machines of the lab: cell0 (rack1 | rack2)" in found.notes
+
+
+def test_where_a_lab_machine_runs_the_kernel_that_is_measured_it_is_what_is_compared(past: Past) -> None:
+    first = in_lab(past, 1, RACK1, builds=False)
+    assert examine(first, in_lab(past, 2, RACK1, builds=False)).compared == ()
+    (found,) = examine(first, in_lab(past, 3, RACK1, builds=False, build_id="cc" * 20)).compared
+    assert (
+        found.render() == "running kernels: rack1: 6.1.0 (build id aaaaaaaaaaaa) | rack1: 6.1.0 (build id cccccccccccc)"
+    )
 
 
 # --- what may differ --------------------------------------------------------------------------------------------------
