@@ -32,8 +32,9 @@ def kernels(kernel_tree: KernelTree) -> dict[str, BuiltKernel]:
 
 @pytest.fixture(scope="session")
 def lab_kernels(kernel_tree: KernelTree, kernels: dict[str, BuiltKernel]) -> dict[str, BuiltKernel]:
-    """``base`` and ``v1`` for lab hosts, after ``kernels``, with which they share most objects."""
+    """Kernels for lab hosts, after ``kernels``, with which they share most objects."""
     arms = [Arm(name, ARMS[name]) for name in ("base", "v1")]
+    arms.append(Arm("panic", (ROOT / "patches/planted/panic.patch",)))
     built = build_arms(kernel_tree, FRAGMENTS, arms, cache_dir(), lambda step: None, extra=[FRAGMENT])
     return {kernel.arm: kernel for kernel in built}
 
@@ -46,6 +47,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LabVm, ...]]
         for host in hosts:
             host.await_ssh(image.release)
         yield hosts
+
+
+@pytest.fixture
+def at_home(lab: tuple[LabVm, ...], lab_kernels: dict[str, BuiltKernel]) -> Iterator[None]:
+    """Whatever a test does to the hosts, they run their known-good kernel when the next one begins."""
+    yield
+    for host in lab:
+        host.proxy.down(False)
+        host.restore()
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,11 @@ Everything is emulated (TCG, with SVM), so the whole path of ``target: ssh`` run
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +23,10 @@ from labproxy import Proxy
 from labroot import LabImage
 
 from orchestrator import proc
+from orchestrator.image import build_guests
+from orchestrator.lab import LabHost, journal, load
 from orchestrator.manifest import QEMU
-from orchestrator.target.qemu import TCG_LACKS
+from orchestrator.target.qemu import TCG_LACKS, measure_tsc_khz
 
 ROOT = Path(__file__).parents[2]
 CONTROL = Path(labctl.__file__)
@@ -95,6 +99,20 @@ class LabVm:
             time.sleep(0.5)
         raise AssertionError(f"{self.name}: no {release or 'answer'} by SSH ({found}):\n{self.console()[-3000:]}")
 
+    def restore(self) -> None:
+        """Let the known-good kernel run, one that refuses no kexec; restart the machine if it does not."""
+        with contextlib.suppress(Exception):
+            seen = self.ssh("uname -r; cat /proc/sys/kernel/kexec_load_disabled", deadline_s=30)
+            if seen.split() == [self.image.release, "0"]:
+                return
+        self.power_cycle()
+        self.await_ssh(self.image.release)
+
+    def described(self) -> LabHost:
+        """This host as the tool sees it."""
+        with tempfile.TemporaryDirectory() as folder:
+            return load(lab_file(Path(folder), (self, {}))).hosts[0]
+
     def entry(self, **replaced: object) -> dict[str, object]:
         """This host in a lab file."""
         control = [sys.executable, str(CONTROL)]
@@ -116,7 +134,7 @@ class LabVm:
             "StrictHostKeyChecking": "yes",
             "BatchMode": "yes",
             "LogLevel": "ERROR",
-            "ConnectTimeout": "20",
+            "ConnectTimeout": "5",
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
         return [proc.require(program, "openssh-client"), "-F", "none", *words, port_option, str(self.port)]
@@ -134,7 +152,8 @@ def lab_file(folder: Path, *hosts: tuple[LabVm, dict[str, object]], **defaults: 
         "may_change": ["thp"],
         # Two cores of this machine are all cores of two hosts, and of whatever else runs here.
         "max_load": 1.5,
-        "deadlines": {"boot_s": BOOT_S, "return_s": BOOT_S},
+        # QEMU's own network takes connections for a host that is down, and lets them wait: a short attempt costs less.
+        "deadlines": {"connect_s": 5, "boot_s": 150, "return_s": 150},
     }
     entries = {vm.name: vm.entry(**replaced) for vm, replaced in hosts}
     document = {"fragments": [str(FRAGMENT)], "defaults": shared | defaults, "hosts": entries}
@@ -176,7 +195,10 @@ def _running(image: LabImage, folder: Path) -> Iterator[LabVm]:
     with proc.start(argv, cwd=folder, log=folder / "qemu.log") as child:
         port = _forwarded_port(folder, child)
         with Proxy(port) as proxy:
-            yield LabVm(folder.name, folder, image, proxy, port)
+            vm = LabVm(folder.name, folder, image, proxy, port)
+            yield vm
+            # What the tool keeps of a machine here; nobody will see this one again.
+            shutil.rmtree(journal.folder(vm.described()), ignore_errors=True)
 
 
 def _make_disk(image: LabImage, folder: Path) -> None:
@@ -210,7 +232,7 @@ def _arguments(image: LabImage) -> list[str]:
         "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", "1024M",
         # The boot loader: whatever restarts the machine restarts the known-good kernel.
         "-kernel", str(image.vmlinuz), "-initrd", str(image.initrd),
-        "-append", "console=ttyS0 root=/dev/vda rw net.ifnames=0 panic=1",
+        "-append", f"console=ttyS0 root=/dev/vda rw net.ifnames=0 panic=1 {_clock()}",
         "-chardev", f"socket,id={labctl.CHARDEV},path={labctl.CONSOLE},server=on,wait=off,logfile={CONSOLE_LOG}",
         "-serial", f"chardev:{labctl.CHARDEV}",
         "-chardev", f"socket,id=monitor,path={labctl.MONITOR},server=on,wait=off",
@@ -221,6 +243,16 @@ def _arguments(image: LabImage) -> list[str]:
         "-netdev", "user,id=net,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22",
         "-device", "virtio-net-pci,netdev=net,romfile=",
     ]  # fmt: skip
+
+
+@functools.cache
+def _clock() -> str:
+    """Words for the kernels' command lines, also of those under test, which get theirs from the machine's own.
+
+    On a loaded machine the kernel finds the emulated TSC unstable by comparing it with other emulated clocks. KVM then
+    gives a vCPU that changes CPUs another offset, and a guest's time stamps cannot be told from the host's any more.
+    """
+    return f"tsc=reliable tsc_early_khz={measure_tsc_khz(build_guests(print))}"
 
 
 def _forwarded_port(folder: Path, child: proc.Child) -> int:

@@ -35,6 +35,7 @@ def test_each_host_is_a_machine_of_its_own_with_kvm(lab: tuple[LabVm, ...]) -> N
         impostor.ssh("true")
 
 
+@pytest.mark.dear
 def test_kexec_leads_to_a_kernel_under_test_that_measures_and_a_break_leads_back(
     lab: tuple[LabVm, ...], lab_kernels: dict[str, BuiltKernel], tmp_path: Path
 ) -> None:
@@ -57,6 +58,7 @@ def test_kexec_leads_to_a_kernel_under_test_that_measures_and_a_break_leads_back
     assert host.ssh("cmp /root/vmlinux - && echo same", stdin=kernel.vmlinux.read_bytes()) == "same\n"
 
 
+@pytest.mark.dear
 def test_a_host_that_is_off_is_silent_until_the_power_command(lab: tuple[LabVm, ...]) -> None:
     host = lab[1]
     host.ssh("(sleep 0.5; poweroff) >/dev/null 2>&1 &")
