@@ -32,6 +32,9 @@ void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *format, ..
 /* Write a byte to MAILBOX_PORT: this vCPU leaves the guest. */
 void ring(void);
 
+/* Of the kernel's, by a file; none where the kernel has no such thing. */
+void write_setting(const char *path, const char *value);
+
 /* pagemap.c: the gpa of each 4 KiB page at @start, by /proc/self/pagemap. */
 void pagemap_read(const void *start, uint64_t *gpas, uint64_t pages);
 

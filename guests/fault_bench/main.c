@@ -94,7 +94,7 @@ static void wait_for_hrtimers(void)
 	fail("no high-resolution timers after 5000 ticks");
 }
 
-static void write_setting(const char *path, const char *value)
+void write_setting(const char *path, const char *value)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 
@@ -136,6 +136,7 @@ static void obey(struct mailbox *box)
 		reserve(&bench);
 		faulting_prepare(&bench);
 		break;
+	case MAILBOX_WARM:
 	case MAILBOX_ROUND:
 		faulting_run(&bench);
 		break;

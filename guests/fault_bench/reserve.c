@@ -9,6 +9,7 @@
  * index. The run starts at a multiple of 2 MiB, and so does the faulting range.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -31,18 +32,18 @@ struct pool {
 	struct frame *frames;	/* sorted by gpa */
 };
 
-static uint64_t available_bytes(void)
+static uint64_t meminfo_bytes(const char *format)
 {
 	FILE *file = fopen("/proc/meminfo", "re");
 	unsigned long long kib = 0;
 	char line[128];
 
 	while (file && fgets(line, sizeof(line), file)) {
-		if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+		if (sscanf(line, format, &kib) == 1)
 			break;
 	}
 	if (!kib)
-		fail("no MemAvailable in /proc/meminfo");
+		fail("nothing like '%s' in /proc/meminfo", format);
 	fclose(file);
 	return kib << 10;
 }
@@ -90,14 +91,6 @@ static void fill(struct pool *pool, enum mailbox_memory memory)
 	free(gpas);
 }
 
-static void empty(struct pool *pool)
-{
-	munmap(pool->start, pool->bytes);
-	if (pool->file >= 0)
-		close(pool->file);
-	free(pool->frames);
-}
-
 /* The first frame of a contiguous run of @bytes that starts at a multiple of 2 MiB; NULL, and how long the longest is. */
 static const struct frame *find_run(const struct pool *pool, uint64_t bytes, uint64_t *longest)
 {
@@ -143,22 +136,27 @@ static void gather(const struct pool *pool, const struct frame *frame, uint64_t 
 	}
 }
 
-/* Give back what of a file's pages is not in the run; anonymous ones went with their mapping. */
-static void punch_rest(const struct pool *pool, uint64_t start_gpa, uint64_t bytes)
+/* Give back all but @kept bytes of memory from @start_gpa on, which have been mapped elsewhere. */
+static void empty(struct pool *pool, uint64_t start_gpa, uint64_t kept)
 {
 	uint64_t pages = pool->bytes / PAGE_BYTES, i;
 
-	for (i = 0; pool->file >= 0 && i < pages; i++) {
-		if (pool->frames[i].gpa - start_gpa < bytes)
+	munmap(pool->start, pool->bytes);
+	for (i = 0; pool->file >= 0 && kept && i < pages; i++) {
+		if (pool->frames[i].gpa - start_gpa < kept)
 			continue;
-		if (madvise(pool->start + pool->frames[i].page * PAGE_BYTES, PAGE_BYTES, MADV_REMOVE))
-			fail("madvise(MADV_REMOVE): %s", strerror(errno));
+		if (fallocate(pool->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			      pool->frames[i].page * PAGE_BYTES, PAGE_BYTES))
+			fail("fallocate(FALLOC_FL_PUNCH_HOLE): %s", strerror(errno));
 	}
+	if (pool->file >= 0)
+		close(pool->file);
+	free(pool->frames);
 }
 
 static void take_run(struct bench *bench, enum mailbox_memory memory, uint64_t bytes)
 {
-	uint64_t sizes[] = { bytes + SLACK_BYTES, available_bytes() };
+	uint64_t sizes[] = { bytes + SLACK_BYTES, meminfo_bytes("MemAvailable: %llu kB") };
 	struct pool pool = { 0 };
 	const struct frame *run = NULL;
 	uint64_t longest = 0;
@@ -173,7 +171,7 @@ static void take_run(struct bench *bench, enum mailbox_memory memory, uint64_t b
 		fill(&pool, memory);
 		run = find_run(&pool, bytes, &longest);
 		if (!run)
-			empty(&pool);
+			empty(&pool, 0, 0);
 	}
 	if (!run)
 		fail("%llu MiB are needed in one piece, the largest of the guest's memory has %llu: raise guest.ram_mib",
@@ -182,8 +180,7 @@ static void take_run(struct bench *bench, enum mailbox_memory memory, uint64_t b
 	bench->area.gpa = run->gpa;
 	bench->area.bytes = bytes;
 	gather(&pool, run, bytes / PAGE_BYTES, bench->area.start);
-	punch_rest(&pool, run->gpa, bytes);
-	empty(&pool);
+	empty(&pool, run->gpa, bytes);
 }
 
 /* khugepaged's and the fault path's doing: ask what came of it. */
@@ -226,6 +223,11 @@ void reserve(struct bench *bench)
 	const struct mailbox_trial *trial = &bench->box->trial;
 	const struct area *area = &bench->area;
 
+	if (trial->memory == MEMORY_THP) {
+		/* Below 512 MiB of memory the kernel turns them off (hugepage_init() in mm/huge_memory.c). */
+		write_setting("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
+		write_setting("/sys/kernel/mm/transparent_hugepage/defrag", "madvise");
+	}
 	lay_out(bench, trial);
 	if (trial->memory == MEMORY_THP)
 		check_huge(bench);
@@ -238,5 +240,6 @@ void reserve(struct bench *bench)
 		.frames_gpa = area->gpa + (area->frames - area->start),
 		.mem_gpa = area->gpa + (area->mem - area->start),
 		.disjoint_gpa = area->gpa + (area->disjoint - area->start),
+		.free_bytes = meminfo_bytes("MemFree: %llu kB"),
 	};
 }

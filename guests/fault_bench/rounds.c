@@ -31,10 +31,10 @@ static uint64_t own_minflt(void)
 	return usage.ru_minflt;
 }
 
-static void one_round(struct worker *self, uint32_t round)
+static void one_round(struct worker *self)
 {
 	const struct bench *bench = self->bench;
-	struct rec_fault *samples = self->samples + round * self->vcpu.nr_pages;
+	struct rec_fault *samples = self->samples + bench->box->round * self->vcpu.nr_pages;
 	uint64_t before = own_minflt();
 
 	if (bench->params.write)
@@ -43,14 +43,14 @@ static void one_round(struct worker *self, uint32_t round)
 	else
 		timed_read(self->vcpu.order, samples, self->vcpu.nr_pages, bench->area.mem,
 			   bench->params.stride_bytes);
-	self->minflt += own_minflt() - before;
+	if (bench->box->command == MAILBOX_ROUND)
+		self->minflt += own_minflt() - before;
 }
 
 static void *worker_run(void *arg)
 {
 	struct worker *self = arg;
 	cpu_set_t set;
-	uint32_t round;
 
 	CPU_ZERO(&set);
 	CPU_SET(self->vcpu.index, &set);
@@ -58,12 +58,11 @@ static void *worker_run(void *arg)
 		fail("thread %u: the guest has no CPU %u for it", self->vcpu.index, self->vcpu.index);
 	ring();		/* the host asks for this vCPU's TSC offset */
 	pthread_barrier_wait(&barrier);		/* ready */
-	for (round = 0; round < self->bench->params.rounds; round++) {
+	for (;;) {
 		pthread_barrier_wait(&barrier);
-		one_round(self, round);
+		one_round(self);
 		pthread_barrier_wait(&barrier);
 	}
-	return NULL;
 }
 
 void faulting_prepare(struct bench *bench)

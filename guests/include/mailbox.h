@@ -29,6 +29,7 @@
 
 enum mailbox_command {
 	MAILBOX_RESERVE = 1,	/* reserve the memory that the trial needs, make the threads, tell the areas */
+	MAILBOX_WARM,		/* a round that does not count: see session.c */
 	MAILBOX_ROUND,		/* discard if need be, fault every page in, fill in samples */
 	MAILBOX_JITTER,		/* measure how late a thread wakes */
 };
@@ -76,6 +77,7 @@ struct mailbox_areas {
 	uint64_t frames_gpa;		/* u64 gpa of each 4 KiB page of the faulting range, as it is after a command */
 	uint64_t mem_gpa;
 	uint64_t disjoint_gpa;
+	uint64_t free_bytes;		/* of the guest's memory, when all this was reserved */
 };
 
 /* guest -> host, with each answer: sums over all rounds so far. */

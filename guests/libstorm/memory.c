@@ -57,7 +57,10 @@ void areas_find(struct areas *areas, const struct settings *settings, const stru
 	areas->disjoint = inside(&told, told.disjoint_gpa, trial->disjoint_bytes, start);
 	shared = is_shared(start);
 	/* A huge host page would turn 512 faults into one; a VMM may have asked for them. */
-	madvise(start, told.bytes, MADV_NOHUGEPAGE);
+	if (settings->faults == FAULTS_BOTH)
+		guest_no_huge_pages();		/* the guest's next pages may be anywhere */
+	else
+		madvise(start, told.bytes, MADV_NOHUGEPAGE);
 	errno = 0;
 }
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The negative control: the same storm, in a process whose mm has no mmu_notifier of KVM's. It is forked before the
- * VMM has any guest memory, waits at a socket, and leaves its windows in memory that both share.
+ * VMM has any guest memory, waits at a pipe (the host's kernel may have no sockets), and leaves its windows in memory that both share.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,21 +20,20 @@ static struct {
 	uint64_t count[MAX_STORM_THREADS];
 } *tallies;
 static struct rec_window *windows;
-static int parent_end, child_end;
+/* Two pipes, read end first: what to do next, from the VMM, and that it is done, to it. */
+static int next[2], done[2];
 
-static void next_step(int fd)
+static void wait_for_next(void)
 {
 	char step;
-	ssize_t bytes = read(fd, &step, 1);
 
-	if (fd == child_end && bytes == 0)
+	if (read(next[0], &step, 1) != 1)
 		_exit(0);	/* the VMM is gone, or has become another program */
-	die_if(bytes != 1, "the other process, or the VMM, is gone");
 }
 
-static void done_step(int fd)
+static void tell_done(void)
 {
-	die_if(write(fd, "", 1) != 1, "the other process, or the VMM, is gone");
+	die_if(write(done[1], "", 1) != 1, "write to the VMM, from the other process");
 }
 
 static void keep_windows(const struct storm *storm)
@@ -54,18 +53,19 @@ static void run_child(void)
 	struct storm *storm;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	close(parent_end);
+	close(next[1]);
+	close(done[0]);
 	params.placement = STORM_OUTSIDE;
-	next_step(child_end);
+	wait_for_next();
 	storm = storm_create(&params, NULL);
-	done_step(child_end);
-	next_step(child_end);
+	tell_done();
+	wait_for_next();
 	storm_start(storm);
-	done_step(child_end);
-	next_step(child_end);
+	tell_done();
+	wait_for_next();
 	storm_stop(storm);
 	keep_windows(storm);
-	done_step(child_end);
+	tell_done();
 	_exit(0);
 }
 
@@ -79,27 +79,25 @@ static void *share(size_t bytes)
 
 void other_fork(const struct storm_params *wanted)
 {
-	int ends[2];
 	pid_t child;
 
 	params = *wanted;
 	tallies = share(sizeof(*tallies));
 	windows = share((size_t)params.threads * params.max_windows * sizeof(*windows));
-	die_if(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), "socketpair");
-	parent_end = ends[0];
-	child_end = ends[1];
+	die_if(pipe2(next, O_CLOEXEC) || pipe2(done, O_CLOEXEC), "pipe");
 	child = fork();
 	die_if(child < 0, "fork of the other process");
 	if (!child)
 		run_child();
-	close(child_end);
-	child_end = -1;
+	close(next[0]);
+	close(done[1]);
 }
 
 static void step(void)
 {
-	done_step(parent_end);
-	next_step(parent_end);
+	char answer;
+
+	die_if(write(next[1], "", 1) != 1 || read(done[0], &answer, 1) != 1, "the other process is gone");
 }
 
 void other_create(void)

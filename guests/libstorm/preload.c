@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -68,6 +69,17 @@ uint8_t *guest_hva(uint64_t gpa, uint64_t bytes)
 	}
 	pthread_mutex_unlock(&lock);
 	return hva;
+}
+
+void guest_no_huge_pages(void)
+{
+	uint32_t i;
+
+	pthread_mutex_lock(&lock);
+	for (i = 0; i < nr_slots; i++)
+		madvise(slots[i].hva, slots[i].bytes, MADV_NOHUGEPAGE);
+	pthread_mutex_unlock(&lock);
+	errno = 0;
 }
 
 void guest_watch(struct mailbox *box, bool holes)

@@ -88,6 +88,29 @@ static void stop_storm(struct session *session)
 		lists[i].first = storm_windows(session->storm, i, &lists[i].count);
 }
 
+static void one_round(struct session *session, enum mailbox_command command, uint32_t round)
+{
+	if (session->storm)
+		storm_hold(session->storm);
+	areas_discard(&session->areas, session->settings);
+	if (session->storm)
+		storm_release(session->storm);
+	ask(session->box, command, round);
+}
+
+/*
+ * Where the guest drops its pages as well, its kernel may give it others of its free ones, which the host backs as
+ * yet. Whatever comes by is discarded before it is dropped, so after as many rounds as it takes to go through all of
+ * the guest's free memory, no page that it gives is backed.
+ */
+static void warm_up(struct session *session)
+{
+	uint64_t rounds = session->box->areas.free_bytes / session->settings->params.mem_bytes + 1, round;
+
+	for (round = 0; session->settings->faults == FAULTS_BOTH && round < rounds; round++)
+		one_round(session, MAILBOX_WARM, 0);
+}
+
 static void run_rounds(struct session *session)
 {
 	const struct params *params = &session->settings->params;
@@ -98,14 +121,8 @@ static void run_rounds(struct session *session)
 	start_storm(session);
 	sleep_us(params->start_delay_us);
 	measured->start_tsc = rdtsc_ordered();
-	for (round = 0; round < params->rounds; round++) {
-		if (session->storm)
-			storm_hold(session->storm);
-		areas_discard(&session->areas, session->settings);
-		if (session->storm)
-			storm_release(session->storm);
-		ask(session->box, MAILBOX_ROUND, round);
-	}
+	for (round = 0; round < params->rounds; round++)
+		one_round(session, MAILBOX_ROUND, round);
 	measured->end_tsc = rdtsc_ordered();
 	measured->nr_counters = counters_read(&guest_vm, measured->counters, true);
 }
@@ -130,6 +147,7 @@ void *session_run(void *arg)
 	errno = 0;
 	die_if(guest_running() < params->vcpus, "--vcpus %u, but the VMM runs %u", params->vcpus, guest_running());
 	tell_trial(&session);
+	warm_up(&session);
 	make_storm(&session);
 	run_rounds(&session);
 	if (session.settings->jitter_wakeups)
