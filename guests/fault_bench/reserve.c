@@ -65,7 +65,7 @@ static int by_gpa(const void *left, const void *right)
 	return (a > b) - (a < b);
 }
 
-/* Locked: nothing moves or takes a page until it is unlocked, for there is no swap and compaction is told to keep off. */
+/* Locked: nothing moves or takes a page until it is unlocked, for compaction is told to keep off (main.c). */
 static void fill(struct pool *pool, enum mailbox_memory memory)
 {
 	int flags = memory == MEMORY_FILE ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
@@ -91,7 +91,7 @@ static void fill(struct pool *pool, enum mailbox_memory memory)
 	free(gpas);
 }
 
-/* The first frame of a contiguous run of @bytes that starts at a multiple of 2 MiB; NULL, and how long the longest is. */
+/* The first frame of a contiguous run of @bytes that starts at a multiple of 2 MiB. NULL: none; see @longest. */
 static const struct frame *find_run(const struct pool *pool, uint64_t bytes, uint64_t *longest)
 {
 	uint64_t pages = pool->bytes / PAGE_BYTES, start = 0, i;

@@ -2,6 +2,7 @@
 /* Find the guest's mailbox, by the line that fault_bench says on the guest's console, and ask through it. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common.h"
@@ -40,7 +41,22 @@ static bool read_lines(int fd, char *line, size_t *used, unsigned long long *gpa
 	return false;
 }
 
-struct mailbox *attach(const char *console)
+/* Sleep a little; end the VMM if the guest has had @limit_s for its boot. */
+static void look_again(const char *console, uint32_t limit_s)
+{
+	static struct timespec start;
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (!start.tv_sec)
+		start = now;
+	errno = 0;
+	die_if(now.tv_sec - start.tv_sec > limit_s, "fault_bench has not said in %s within %u s where its mailbox is",
+	       console, limit_s);
+	sleep_us(LOOK_US);
+}
+
+struct mailbox *attach(const char *console, uint32_t limit_s)
 {
 	unsigned long long gpa = 0, nonce = 0;
 	char line[LINE_BYTES];
@@ -49,12 +65,13 @@ struct mailbox *attach(const char *console)
 	int fd;
 
 	while ((fd = open(console, O_RDONLY | O_CLOEXEC)) < 0)
-		sleep_us(LOOK_US);
+		look_again(console, limit_s);
 	while (!read_lines(fd, line, &used, &gpa, &nonce))
-		sleep_us(LOOK_US);
+		look_again(console, limit_s);
 	close(fd);
 	errno = 0;
-	die_if(!guest_known(), "the guest runs, yet no KVM call of the VMM came by: it does not make them through libc's ioctl()");
+	die_if(!guest_known(),
+	       "the guest runs, yet no KVM call of the VMM came by: it does not make them through libc's ioctl()");
 	box = (struct mailbox *)guest_hva(gpa, sizeof(*box));
 	die_if(!box, "the guest's mailbox is at gpa %#llx, which no memslot covers", gpa);
 	die_if(box->magic != MAILBOX_MAGIC || box->nonce != nonce, "the guest's mailbox is not at gpa %#llx", gpa);

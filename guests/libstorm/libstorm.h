@@ -26,7 +26,7 @@ void guest_watch(struct mailbox *box, bool holes);	/* @holes: the storm takes me
 void guest_wait(void);			/* until a vCPU left the guest and the mailbox had changed */
 
 /* attach.c: wait for the guest's line on its console, and find its mailbox. */
-struct mailbox *attach(const char *console);
+struct mailbox *attach(const char *console, uint32_t limit_s);
 void ask(struct mailbox *box, enum mailbox_command command, uint32_t round);
 
 /* memory.c: the areas that the guest has offered, and taking their host pages away. */

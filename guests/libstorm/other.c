@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The negative control: the same storm, in a process whose mm has no mmu_notifier of KVM's. It is forked before the
- * VMM has any guest memory, waits at a pipe (the host's kernel may have no sockets), and leaves its windows in memory that both share.
+ * VMM has any guest memory, waits at a pipe (the host's kernel may have no sockets), and leaves its windows in memory
+ * that both share.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

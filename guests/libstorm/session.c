@@ -141,7 +141,7 @@ void *session_run(void *arg)
 	session.settings = arg;
 	params = &session.settings->params;
 	cpus_pin(0, "the session");
-	session.box = attach(session.settings->console);
+	session.box = attach(session.settings->console, session.settings->boot_seconds);
 	guest_vm.params = params;
 	guest_watch(session.box, makes_holes(&params->storm));
 	errno = 0;

@@ -41,6 +41,7 @@ const struct settings settings_defaults = {
 		.storm = { .threads = 1, .bytes = 16ull << 20, .cpu = -1, .max_windows = 65536 },
 	},
 	.jitter_period_us = 1000,
+	.boot_seconds = 60,
 	.console = SETTINGS_CONSOLE,
 };
 
@@ -122,6 +123,8 @@ bool settings_take(struct settings *settings, const char *name, const char *valu
 		settings->jitter_wakeups = number(name, value, 0, MAX_JITTER_WAKEUPS);
 	else if (is(name, "jitter-period-us"))
 		settings->jitter_period_us = number(name, value, 1, 1000000);
+	else if (is(name, "boot-seconds"))
+		settings->boot_seconds = number(name, value, 1, 3600);
 	else if (is(name, "console"))
 		settings->console = value;
 	else

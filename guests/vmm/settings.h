@@ -23,12 +23,15 @@ struct settings {
 	enum mailbox_memory memory;
 	uint32_t jitter_wakeups;
 	uint32_t jitter_period_us;
+	uint32_t boot_seconds;		/* that the guest has, until fault_bench says where its mailbox is */
 	const char *console;		/* the file into which the VMM writes what the guest says on its console */
 };
 
 extern const struct settings settings_defaults;
 
-/* Set one of them; @value is kept, not copied. False if there is none of that @name. Ends the program if it is wrong. */
+/*
+ * Set one of them; @value is kept, not copied. False if there is none of that @name. Ends the program if it is wrong.
+ */
 bool settings_take(struct settings *settings, const char *name, const char *value);
 
 /* What must hold between several of them. Ends the program if it does not. */

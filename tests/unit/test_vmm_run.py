@@ -104,6 +104,13 @@ def test_every_end_without_a_recording_has_its_reason_at_once(
     assert not (tmp_path / "recording.bin").exists()
 
 
+def test_a_guest_that_says_nothing_has_so_long_and_no_longer(programs: Path, tmp_path: Path) -> None:
+    done = run(programs, tmp_path, script(tmp_path, "echo hung; exec sleep 25"), *OUT, "--boot-seconds", "1")
+    assert done.returncode == 1
+    assert f"fault_bench has not said in {tmp_path}/console within 1 s where its mailbox is" in last_line(done)
+    assert "guest: hung" in done.stderr
+
+
 def test_a_vmm_that_cannot_be_preloaded_is_refused(programs: Path, tmp_path: Path) -> None:
     assert "is statically linked" in last_line(run(programs, tmp_path, programs / "vmm_run", *OUT))
     assert "the VMM /no/such/vmm: No such file" in last_line(run(programs, tmp_path, "/no/such/vmm", *OUT))
