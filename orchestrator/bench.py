@@ -15,6 +15,7 @@ from orchestrator.experiment import SelftestCell, TargetSpec
 from orchestrator.image import Guests
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests
+from orchestrator.linuxguest import LinuxKit
 from orchestrator.plan import Plan, Trial
 from orchestrator.results import TrialResult
 from orchestrator.target import qemu
@@ -36,13 +37,17 @@ class RunningKernel:
 
 @dataclass(frozen=True)
 class Bench:
-    """``test_target`` is the selftests' machine, which may be another than the measuring trials'; None without them."""
+    """``test_target`` is the selftests' machine, which may be another than the measuring trials'; None without them.
+
+    ``linux`` is what Linux guests need; None without such guests.
+    """
 
     spec: TargetSpec
     kernels: Sequence[BuiltKernel]
     tests: Sequence[BuiltSelftests]
     target: Target
     test_target: Target | None
+    linux: LinuxKit | None = None
 
     def runs(self, item: Trial) -> bool:
         """Whether what a trial needs was built: all others go on without it."""
@@ -72,7 +77,7 @@ class Bench:
         target = self.target
         if isinstance(item.cell, SelftestCell) and self.test_target is not None:
             target = self.test_target
-        return trial.run_trial(item, self.spec, vmlinux, target, folder, rerun, only, tests)
+        return trial.run_trial(item, self.spec, vmlinux, target, folder, rerun, only, tests, self.linux)
 
 
 def was_built(item: Trial, kernels: Sequence[BuiltKernel], tests: Sequence[BuiltSelftests]) -> bool:

@@ -246,9 +246,9 @@ def _show(error: OrchError) -> None:
 
 def _size(cell: PlannedCell) -> str:
     if isinstance(cell, Cell):
-        return f"{cell.guest.faults} faults"
+        return f"{cell.guest.nr_faults} faults"
     if isinstance(cell, TracedCell):
-        return f"{cell.cell.guest.faults} faults, traced"
+        return f"{cell.cell.guest.nr_faults} faults, traced"
     if isinstance(cell, SelftestCell):
         return f"{len(cell.selftests.tests)} tests"
     return f"{cell.stale.rounds * sum(len(cell.stale.rounds_of(op)) for op in cell.stale.ops)} rounds"

@@ -21,6 +21,9 @@ SOURCES = Path(__file__).resolve().parent.parent / "guests"
 SOURCE_SUFFIXES = (".c", ".h", ".S")
 PROGRAMS = ("fault_vmm", "stale_check")  # what a trial may run
 TEST_RUNNER = "ktest_runner"  # and what runs programs that are not ours
+LINUX_RUNNER = "vmm_run"  # what runs a VMM with a Linux guest
+BENCH = "fault_bench"  # and in that guest is its init
+LIBSTORM = "libstorm.so"  # and in that VMM is preloaded
 TRACER = "tracer"  # and what runs a program with the host kernel's tracing on
 LAB_AGENT = "lab_agent"  # on the machines of a lab, never in an initramfs
 BUILD_DEADLINE_S = 300.0
@@ -99,13 +102,20 @@ def write_initramfs(guests: Guests, words: Sequence[str], out: Path, files: Sequ
     root = _empty_root(out, ("bin", "dev", "proc", "sys", "trial"))
     _install(guests.init, root / "init")
     # Only what runs: another program beside it would move the memory of every measuring trial.
-    for name in (*PROGRAMS, TEST_RUNNER, TRACER):
+    for name in (*PROGRAMS, LINUX_RUNNER, TEST_RUNNER, TRACER):
         if f"/bin/{name}" in words:
             _install(guests.program(name), root / "bin" / name)
     for file in files:
         (root / file.path).parent.mkdir(parents=True, exist_ok=True)
         _install(file.source, root / file.path)
     (root / "trial" / "argv").write_bytes(trial.ljust(TRIAL_FILE_BYTES, b"\0"))
+    _pack(root, out)
+
+
+def write_guest_initramfs(guests: Guests, out: Path) -> None:
+    """An initramfs at ``out`` for the Linux guest of a cell: its init is the benchmark. The same in every trial."""
+    root = _empty_root(out, ("dev", "proc", "sys", "tmp"))
+    _install(guests.program(BENCH), root / "init")
     _pack(root, out)
 
 

@@ -42,6 +42,15 @@ class ArmFiles:
 
 
 @dataclass(frozen=True)
+class LinuxGuestId:
+    """The VMM of Linux guests: the file in the run that lists what was packed, the hash of all that, and a line."""
+
+    path: str
+    id: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Host:
     """The machine that ran it. ``kernel`` is uname's release and version; memory in MiB."""
 
@@ -82,6 +91,7 @@ class Manifest:
     fingerprint: str
     guests_id: str = ""
     machines: tuple[str, ...] = ()
+    linux_guest: LinuxGuestId | None = None
 
     def of_run(self, run: str) -> Manifest:
         """The same with the name of the run's folder, which is chosen when it is created."""
@@ -98,16 +108,19 @@ def make_manifest(
     machines: Sequence[str] = (),
     lab_fragments: Sequence[Path] = (),
     qemu: str | None = None,
+    linux_guest: LinuxGuestId | None = None,
 ) -> Manifest:
     """Hash every input and look at the host. ``run`` stays empty until the store creates or finds the folder.
 
     ``guests_id`` is the content of the guest programs (:class:`orchestrator.image.Guests`): a run is not continued with
     others than it began with; ``machines`` likewise, the identities of a lab's. ``lab_fragments`` are kernel config
     fragments besides the experiment's own. ``qemu`` is the version of QEMU, if it is other machines'.
+    ``linux_guest`` is the packed VMM of Linux guests.
 
     Raises :class:`UserError` for an input that cannot be read.
     """
-    fragments = tuple(file_id(path) for path in (*experiment.kernel.fragments, *lab_fragments))
+    own = experiment.linux_guest.fragments if experiment.linux_guest is not None else ()
+    fragments = tuple(file_id(path) for path in (*experiment.kernel.fragments, *lab_fragments, *own))
     arms = tuple(ArmFiles(arm.name, tuple(file_id(path) for path in arm.patches)) for arm in experiment.arms)
     host = examine_host()
     if qemu is None:
@@ -115,6 +128,7 @@ def make_manifest(
     # A running kernel is the kernel under test of `local`: another kernel, another run.
     environment = [__version__, guests_id, accel, qemu, host.kernel if experiment.target.kind == "local" else ""]
     environment += machines
+    environment += [linux_guest.id] if linux_guest is not None else []
     return Manifest(
         run="",
         command=tuple(command),
@@ -133,6 +147,7 @@ def make_manifest(
         qemu_version=qemu,
         guests_id=guests_id,
         machines=tuple(machines),
+        linux_guest=linux_guest,
         host=host,
         fingerprint=fingerprint(experiment, fragments, arms, environment),
     )
@@ -148,6 +163,9 @@ def fingerprint(
     content = TypeAdapter(Experiment).dump_python(experiment, mode="json", exclude={"path", "description"})
     del content["target"]["lab"]  # Where it lies; what it says of the machines is in the environment.
     content["kernel"]["fragments"] = [item.sha256 for item in fragments]
+    if experiment.linux_guest is not None:  # Its files are in the environment, its fragments among the kernel's.
+        own = len(experiment.linux_guest.fragments)
+        content["linux_guest"] |= {"vmm": "", "files": [], "kernel": own or content["linux_guest"]["kernel"]}
     content["arms"] = [[item.arm, [patch.sha256 for patch in item.patches]] for item in arms]
     text = json.dumps([content, list(environment)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -168,6 +186,8 @@ def provenance(manifest: Manifest, workers: Sequence[tuple[str, str]] = ()) -> P
         ("QEMU", manifest.qemu_version or "not used"),
         ("tool", f"orchestrator {manifest.tool_version} {manifest.tool_commit}".rstrip()),
     ]
+    if manifest.linux_guest is not None:
+        rows.append(("Linux guests", f"{manifest.linux_guest.what}; list: {manifest.linux_guest.path}"))
     rows += [
         (f"patch of {arm.arm}", f"{Path(item.path).name} (sha256 {item.sha256[:16]})")
         for arm in manifest.arms

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator import cache, doctor, engine, experiment, image, plan, proc, selftests, stale, trials
+from orchestrator import cache, doctor, engine, experiment, image, linuxguest, plan, proc, selftests, stale, trials
 from orchestrator.analysis import analyse, samples, stopping, tracedsamples
 from orchestrator.analysis.built import Kernel
 from orchestrator.analysis.model import Comparison
@@ -28,6 +28,7 @@ from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.kernel.source import KernelTree
 from orchestrator.lab import selection
 from orchestrator.lab.types import LabHost
+from orchestrator.linuxguest import LinuxKit
 from orchestrator.manifest import make_manifest, provenance
 from orchestrator.plan import Plan, Trial
 from orchestrator.progress import Reporter
@@ -37,6 +38,7 @@ from orchestrator.store import MANIFEST, RECORDING, Store
 from orchestrator.target import labtarget, local, qemu
 from orchestrator.target.pool import NoMachineLeft
 from orchestrator.target.target import Target
+from orchestrator.vmm import Packed
 
 if TYPE_CHECKING:  # Dask takes half a second to import: only who uses it waits for it.
     from orchestrator.engine.cluster import Cluster
@@ -103,6 +105,7 @@ def run(
         jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs, len(setting.hosts))
     seeds = setting.plan.seeds
     guests = image.build_guests(reporter.say)
+    packed = linuxguest.pack(setting.experiment, reporter.say)
     manifest = make_manifest(
         setting.experiment,
         command,
@@ -113,6 +116,7 @@ def run(
         machines=[host.identity for host in setting.hosts],
         lab_fragments=selection.fragments(setting.experiment),
         qemu=None if cluster is None else cluster.qemu_version(),
+        linux_guest=linuxguest.identify(setting.experiment, packed),
     )
     with Store.open_or_create(results.absolute(), setting.experiment, manifest) as store:
         done = store.finished_trials()
@@ -127,9 +131,10 @@ def run(
             _refuse_another_kernel(store, kernel, bool(done))
             store.save(f"kernels/{kernel.arm}.json", kernel)
             keep.keep_config(store, kernel)
+        linux = prepare_linux(setting.experiment, store, guests, kernels, packed, reporter, tree)
         tests = selftests.build(setting.experiment, tree, store.run / "patches", reporter)
         selftests.save(store, tests)
-        runner = make_runner(setting, guests, kernels, tests, reporter, store, cluster)
+        runner = make_runner(setting, guests, kernels, tests, linux, reporter, store, cluster)
         before_trials = time.monotonic()
         conductor = trials.Conductor(setting.experiment, setting.plan, setting.accel, jobs, store, runner, reporter)
         try:
@@ -236,6 +241,24 @@ def build_kernels(
     return kernels
 
 
+def prepare_linux(
+    chosen: Experiment,
+    store: Store,
+    guests: Guests,
+    kernels: Sequence[BuiltKernel],
+    packed: Packed | None,
+    reporter: Reporter,
+    tree: KernelTree | None,
+) -> LinuxKit | None:
+    """What trials with Linux guests need, kept in the run; None without such. Their own kernel is built, if they have
+    one: see :func:`linuxguest.build_kernel`."""
+    if tree is None or packed is None:
+        return None
+    base = arms.make_ready(chosen.base, tree.path, store.run / "patches" / chosen.base.name).arm
+    linuxguest.save(store, packed, linuxguest.build_kernel(chosen, tree, base, reporter.say))
+    return linuxguest.load(store, chosen, guests, kernels)
+
+
 def describe_kernels(kernels: Sequence[BuiltKernel]) -> tuple[str, ...]:
     """A line for each kernel: what its build cost, and for the later arms what share of the first's that is."""
     first = kernels[0].build_seconds
@@ -272,6 +295,7 @@ def make_bench(
     guests: Guests,
     kernels: Sequence[BuiltKernel],
     tests: Sequence[BuiltSelftests],
+    linux: LinuxKit | None,
     reporter: Reporter,
 ) -> Bench:
     """What trials need, with their targets."""
@@ -282,7 +306,7 @@ def make_bench(
         target = labtarget.make_pool(setting.hosts, guests, kernels, reporter.say)
     else:
         target = make_target(setting, guests)
-    return Bench(setting.experiment.target, kernels, tests, target, test_target)
+    return Bench(setting.experiment.target, kernels, tests, target, test_target, linux)
 
 
 def make_runner(
@@ -290,15 +314,16 @@ def make_runner(
     guests: Guests,
     kernels: Sequence[BuiltKernel],
     tests: Sequence[BuiltSelftests],
+    linux: LinuxKit | None,
     reporter: Reporter,
     store: Store,
     cluster: Cluster | None,
 ) -> Runner:
     """What runs the trials: this process, or the workers of a cluster."""
     if cluster is None or setting.accel == "local":  # settle() refuses the two together.
-        return LocalRunner(make_bench(setting, guests, kernels, tests, reporter), store)
+        return LocalRunner(make_bench(setting, guests, kernels, tests, linux, reporter), store)
     kinds = (setting.accel, setting.test_accel)
-    packing = kit.pack(setting.experiment.target, kinds, guests, kernels, tests)
+    packing = kit.pack(setting.experiment.target, kinds, guests, kernels, tests, linux)
     return cluster.runner(packing, setting.hosts, store)
 
 
@@ -408,10 +433,17 @@ def _prepare_again(run_folder: Path, trial_id: str, reporter: Reporter) -> _Agai
                 f"the kernel of arm {found.arm} is no longer in the cache", hint=f"orch build {chosen.path}"
             )
         kernels.append(kernel)
-    bench = make_bench(setting, guests, kernels, selftests.load(store, chosen), reporter)
+    linux = linuxguest.load(store, chosen, guests, _guest_kernels(store, chosen))
+    bench = make_bench(setting, guests, kernels, selftests.load(store, chosen), linux, reporter)
     folder = store.path(f"reruns/{trial_id}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}/x").parent
     rerun = proc.quote(["orch", "trial", run_folder, trial_id])
     return _Again(store, found, bench, folder, rerun)
+
+
+def _guest_kernels(store: Store, chosen: Experiment) -> tuple[BuiltKernel, ...]:
+    """The base's kernel, which Linux guests run in every arm's trials."""
+    name = f"kernels/{chosen.base.name}.json"
+    return (store.load(name, BuiltKernel),) if (store.run / name).exists() else ()
 
 
 def _existing(run_folder: Path) -> Store:

@@ -12,10 +12,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import hosttrace, ktap, recording, selftests, stale, store
+from orchestrator import hosttrace, ktap, linuxguest, recording, selftests, stale, store
 from orchestrator.errors import RecordingError, printable
-from orchestrator.experiment import STALE_CASES, Cell, SelftestCell, StaleCell, TargetSpec, TracedCell
+from orchestrator.experiment import (
+    STALE_CASES,
+    Cell,
+    LinuxGuest,
+    SelftestCell,
+    StaleCell,
+    Storm,
+    TargetSpec,
+    TracedCell,
+)
 from orchestrator.kernel.selftests import BuiltSelftests
+from orchestrator.linuxguest import LinuxKit
 from orchestrator.plan import Trial
 from orchestrator.results import WARNING, Outcome, TrialResult
 from orchestrator.target.target import CONSOLE, INITRAMFS, RECORDING, STATUS, TRACE, Ending, Evidence, Job, Target
@@ -59,15 +69,19 @@ def run_trial(
     rerun: str,
     only: stale.Round | None = None,
     tests: BuiltSelftests | None = None,
+    linux: LinuxKit | None = None,
 ) -> TrialResult:
     """Run ``trial`` in ``folder`` (empty, ours) and say what came of it; of a stale-mapping check, perhaps one round.
 
-    ``tests`` are the arm's selftests, for a trial that runs them.
+    ``tests`` are the arm's selftests, for a trial that runs them, and ``linux`` what Linux guests need.
     Raises :class:`~orchestrator.errors.TargetError` if the target cannot start.
     """
     job = make_job(trial, spec, vmlinux, only)
     if isinstance(trial.cell, SelftestCell) and tests is not None:
         job = dataclasses.replace(job, files=selftests.guest_files(trial.cell.selftests, tests, folder))
+    plain = trial.cell.cell if isinstance(trial.cell, TracedCell) else trial.cell
+    if isinstance(plain, Cell) and isinstance(plain.guest, LinuxGuest) and linux is not None:
+        job = dataclasses.replace(job, files=linuxguest.guest_files(plain, linux, vmlinux, folder))
     evidence = target.run(job, folder)
     outcome, reason, lines = classify(evidence, folder)
     digest = ""
@@ -164,6 +178,7 @@ def make_job(trial: Trial, spec: TargetSpec, vmlinux: Path | None, only: stale.R
         mem_mib=spec.mem_mib,
         deadline_s=spec.deadline_s,
         guest_deadline_s=spec.guest_deadline_s,
+        program="vmm_run" if isinstance(cell.guest, LinuxGuest) else "fault_vmm",
         panic_on_warn=spec.panic_on_warn,
     )
 
@@ -188,8 +203,8 @@ def stale_words(arm: str, cell: StaleCell, seed: int, only: stale.Round | None =
 
 
 def program_words(arm: str, cell: Cell, seed: int) -> tuple[str, ...]:
-    """Arguments of ``fault_vmm`` (guests/fault_vmm/main.c) for one trial."""
-    guest, storm = cell.guest, cell.storm
+    """Arguments of ``fault_vmm`` (guests/fault_vmm/main.c) or ``vmm_run`` (guests/vmm_run/main.c) for one trial."""
+    guest = cell.guest
     options: dict[str, str | int] = {
         "arm": padded(arm),
         "cell": cell.name,
@@ -200,22 +215,28 @@ def program_words(arm: str, cell: Cell, seed: int) -> tuple[str, ...]:
         "rounds": guest.rounds,
         "access": guest.access,
         "order": guest.order,
-        "page": guest.page,
-        "backing": guest.backing,
     }
-    if storm is not None:
-        options |= {
-            "storm": storm.op,
-            "placement": storm.placement,
-            "storm-bytes": storm.size_kib << 10,
-            "storm-threads": storm.threads,
-            "storm-period-us": storm.period_us,
-            "storm-cpu": storm.cpu,
-            "storm-class": "fifo" if storm.cpu == "same" and not storm.preempted else "other",
-            "hogs": storm.hogs,
-            "max-windows": MAX_WINDOWS_A_THREAD,
-        }
+    if isinstance(guest, LinuxGuest):
+        options |= linuxguest.options(guest)
+    else:
+        options |= {"page": guest.page, "backing": guest.backing}
+    if cell.storm is not None:
+        options |= _storm_options(cell.storm)
     return tuple(word for name, value in options.items() for word in (f"--{name}", str(value)))
+
+
+def _storm_options(storm: Storm) -> dict[str, str | int]:
+    return {
+        "storm": storm.op,
+        "placement": storm.placement,
+        "storm-bytes": storm.size_kib << 10,
+        "storm-threads": storm.threads,
+        "storm-period-us": storm.period_us,
+        "storm-cpu": storm.cpu,
+        "storm-class": "fifo" if storm.cpu == "same" and not storm.preempted else "other",
+        "hogs": storm.hogs,
+        "max-windows": MAX_WINDOWS_A_THREAD,
+    }
 
 
 def padded(arm: str) -> str:

@@ -15,6 +15,7 @@ from orchestrator.analysis import (
     attribution,
     compare,
     curves,
+    guestside,
     latency,
     modes,
     selftests,
@@ -50,7 +51,7 @@ from orchestrator.analysis.model import (
 )
 from orchestrator.analysis.tally import Pool, Tally, passes, pick, tally
 from orchestrator.errors import tail
-from orchestrator.experiment import Cell, Check, Experiment
+from orchestrator.experiment import Cell, Check, Experiment, Guest
 from orchestrator.results import Outcome, TrialResult
 
 SCHEMA = 1
@@ -114,7 +115,8 @@ def analyse(
     tested = selftests.judge(experiment, results, tests, trials)
     traced = tracedboots.judge(experiment, results, trials, summaries)
     own: dict[Check, Sequence[CheckResult]] = {
-        "attribution": traced.checks, "stale_mapping": mapped.checks, "kvm_selftests": tested.checks,
+        "attribution": traced.checks, "storm_in_vmm": traced.storm, "stale_mapping": mapped.checks,
+        "kvm_selftests": tested.checks,
     }  # fmt: skip
     checks = (*run_checks(experiment, cells, summaries, results, own), *aa.checks(floor))
     groups = modes.find([(item.cell, item.arm, item.per_boot) for item in summaries])
@@ -151,6 +153,7 @@ def analyse(
         bimodal=groups,
         looks=experiment.schedule.look_boots if stops else (),
         stops=stops,
+        symptoms=guestside.judge(experiment, summaries, accel == "icount"),
     )
     return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 
@@ -164,7 +167,7 @@ def cell_info(cell: Cell) -> CellInfo:
         placement=placement,
         tdp=cell.guest.tdp,
         vcpus=cell.guest.vcpus,
-        page=cell.guest.page,
+        page=cell.guest.page if isinstance(cell.guest, Guest) else cell.guest.memory,
         control=placement if placement in ("other-process", "overlap") else ("" if cell.storm else "quiet"),
     )
 
@@ -192,6 +195,7 @@ def _boot(result: TrialResult, trials: Path, placement: str, pool: Pool) -> _Boo
         exits=latency.exits(found),
         retries=latency.retries(found),
         attribution=attributed.sums,
+        symptoms=guestside.read(found),
     )
     return _Boot(summary, attributed, timeline.result(result.id))
 
@@ -214,6 +218,7 @@ def _summary(cell: str, arm: ArmSummary, results: Sequence[TrialResult], boots: 
         retries_per_fault=float(np.mean(retries)) if retries else None,
         attribution=attribution.merge([boot.attributed for boot in boots]) if boots else None,
         per_boot=per_boot,
+        symptoms=guestside.merge([item.symptoms for item in per_boot if item.symptoms is not None]),
     )
 
 

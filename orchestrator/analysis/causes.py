@@ -85,6 +85,10 @@ class TracedBoot:
     ``in_window`` of the spurious retries met an invalidation that lies in one of the storm's recorded windows.
     ``counted`` are the retries by KVM's own counters, ``exits`` and ``exits_counted`` the VM exits by trace and by
     counter; None where they cannot be had.
+
+    Of ``storm_calls`` recorded calls of the storm, ``storm_met`` made KVM's notifier run, which it does for the VMM's
+    memory only: ``storm_invalidations`` of it lie inside these calls, in time and range. ``placement`` is the storm's,
+    empty without one.
     """
 
     trial: str
@@ -109,6 +113,10 @@ class TracedBoot:
     shares: tuple[CauseShare, ...]
     slowest: tuple[SlowFault, ...]
     cost: TraceCost | None
+    placement: str = ""
+    storm_calls: int = 0
+    storm_met: int = 0
+    storm_invalidations: int = 0
 
     def share(self, cause: Cause) -> CauseShare:
         """One cause's share; there is one for each."""

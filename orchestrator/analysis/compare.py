@@ -16,7 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -45,6 +45,9 @@ class Boot(Protocol):
     def latency(self) -> Latency: ...
     @property
     def retries(self) -> int | None: ...
+
+
+AnyBoot = TypeVar("AnyBoot", bound=Boot)
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,12 @@ def value_of(boot: Boot, metric: Metric) -> float | None:
     return float(getattr(boot.latency, metric))
 
 
-def pair(base: Sequence[Boot], arm: Sequence[Boot]) -> tuple[tuple[Boot, Boot], ...]:
+def pair(base: Sequence[AnyBoot], arm: Sequence[AnyBoot]) -> tuple[tuple[AnyBoot, AnyBoot], ...]:
     """Boots of two arms of one cell paired within their blocks, the k-th of one with the k-th of the other.
 
     A boot whose partner failed has no pair and is left out.
     """
-    blocks: dict[int, list[Boot]] = defaultdict(list)
+    blocks: dict[int, list[AnyBoot]] = defaultdict(list)
     for boot in sorted(arm, key=lambda item: (item.block, item.boot)):
         blocks[boot.block].append(boot)
     pairs = []
@@ -125,10 +128,20 @@ def effect(
         allowed = max(RETRIES_MARGIN, margin * float(np.mean(base_values)))
         steps = tuple(right - left for left, right in known)
         return Effect(cell, arm, metric, base_values, values, steps, (-allowed, allowed), "")
-    if min(*base_values, *values) <= 0:
-        return replace(nothing, missing="a latency of 0 ns has no ratio")
-    steps = tuple(math.log(right / left) for left, right in known)
-    return Effect(cell, arm, metric, base_values, values, steps, (math.log1p(-margin), math.log1p(margin)), "")
+    return effect_of_times(cell, arm, metric, known, margin)
+
+
+def effect_of_times(cell: str, arm: str, metric: Metric, known: Sequence[tuple[float, float]], margin: float) -> Effect:
+    """The effect on a time, in ns, of which every pair (base, arm) is known; there is at least one."""
+    base_values, values = (tuple(side) for side in zip(*known, strict=True))
+    bounds = (math.log1p(-margin), math.log1p(margin))
+    if min(*base_values, *values) > 0:
+        steps = tuple(math.log(right / left) for left, right in known)
+    elif not any((*base_values, *values)):
+        steps = tuple(0.0 for _ in known)
+    else:
+        return Effect(cell, arm, metric, (), (), (), (0.0, 0.0), "a time of 0 ns has no ratio")
+    return Effect(cell, arm, metric, base_values, values, steps, bounds, "")
 
 
 def judge(effects: Sequence[Effect], base: str, context: Context) -> tuple[MetricComparison, ...]:

@@ -14,9 +14,11 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.analysis.causes import TracedBoot
+from orchestrator.analysis.symptoms import Symptom, Symptoms
 from orchestrator.errors import StoreError
 
-Metric = Literal["mean", "p50", "p90", "p99", "p99_9", "max", "retries_per_fault"]
+FaultMetric = Literal["mean", "p50", "p90", "p99", "p99_9", "max", "retries_per_fault"]
+Metric = FaultMetric | Symptom
 Verdict = Literal["improved", "regressed", "equivalent", "inconclusive"]
 CellVerdict = Literal["improved", "regressed", "mixed", "equivalent", "inconclusive"]
 Status = Literal["complete", "partial", "failed"]
@@ -68,7 +70,8 @@ class Attribution:
 
 @dataclass(frozen=True)
 class BootSummary:
-    """One boot that ended well: the unit of replication. ``exits`` and ``retries`` are None without KVM counters."""
+    """One boot that ended well: the unit of replication. ``exits`` and ``retries`` are None without KVM counters,
+    ``symptoms`` without a Linux guest."""
 
     trial: str
     boot: int
@@ -79,6 +82,7 @@ class BootSummary:
     exits: int | None
     retries: int | None
     attribution: Attribution
+    symptoms: Symptoms | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ class CellSummary:
     retries_per_fault: float | None
     attribution: Attribution | None
     per_boot: tuple[BootSummary, ...]
+    symptoms: Symptoms | None = None
 
 
 @dataclass(frozen=True)
@@ -327,6 +332,7 @@ class Comparison:
     asked for it. ``looks`` are the boots of each arm at which a run ``until: decided`` may stop, ``stops`` where each
     cell did; both are empty for a run of fixed size. ``planned`` counts the trials that were needed. ``traced`` are the
     boots with the host kernel's tracing on, ``traced_notes`` what they cost and what is missing of them.
+    ``symptoms`` compare what Linux guests see besides the fault; they decide nothing.
     """
 
     schema: int
@@ -360,6 +366,7 @@ class Comparison:
     trials: tuple[TrialLine, ...] = ()
     traced: tuple[TracedBoot, ...] = ()
     traced_notes: tuple[str, ...] = ()
+    symptoms: tuple[MetricComparison, ...] = ()
 
     @property
     def base(self) -> str:

@@ -17,12 +17,13 @@ from orchestrator.analysis.spans import Ints
 from orchestrator.analysis.tally import Tally, passes, tally
 from orchestrator.analysis.traced import NEEDED, OTHER, TAKEN, UNRELATED, Explained, explain
 from orchestrator.errors import RecordingError
-from orchestrator.experiment import Experiment, TracedCell
+from orchestrator.experiment import Check, Experiment, TracedCell
 from orchestrator.hosttrace import Trace
 from orchestrator.recording import Recording
 from orchestrator.results import Outcome, TrialResult
 
-CHECK = "attribution"
+CHECK: Check = "attribution"
+STORM_CHECK: Check = "storm_in_vmm"
 RECORDING_FILE = "recording.bin"
 # The share of spurious retries that must lie in a storm window.
 IN_WINDOW_SHARE = 0.95
@@ -30,34 +31,39 @@ IN_WINDOW_SHARE = 0.95
 
 @dataclass(frozen=True)
 class Verdict:
-    """What :func:`judge` comes to; ``boots`` by cell, then by arm."""
+    """What :func:`judge` comes to; ``boots`` by cell, then by arm, ``storm`` the checks of whose memory it hit."""
 
     boots: tuple[TracedBoot, ...]
     checks: tuple[CheckResult, ...]
+    storm: tuple[CheckResult, ...]
 
 
 def judge(
     experiment: Experiment, results: Sequence[TrialResult], trials: Path, summaries: Sequence[CellSummary]
 ) -> Verdict:
-    """Every traced boot that ended well, and the check on each that was planned.
+    """Every traced boot that ended well, and the checks on each that was planned.
 
     ``trials`` is the folder with one folder a trial. Raises :class:`RecordingError` for a recording or trace that is
     damaged, of another arm or cell, or of two different boots.
     """
-    boots, checks = [], []
+    boots, checks, storm = [], [], []
     for cell in experiment.traced_cells:
         for arm in experiment.arms:
             result = next((item for item in results if (item.cell, item.arm) == (cell.name, arm.name)), None)
             if result is None or result.outcome is not Outcome.OK:
                 why = "the traced boot did not run" if result is None else f"the traced boot: {result.outcome}"
                 checks.append(CheckResult(CHECK, arm.name, cell.cell.name, "not covered", why))
+                if cell.cell.storm is not None:
+                    storm.append(CheckResult(STORM_CHECK, arm.name, cell.cell.name, "not covered", why))
                 continue
             found, trace = load(result, cell, trials)
             untraced = _untraced(summaries, cell.cell.name, arm.name, result.seed)
             boot = _boot(result, cell, found, trace, untraced)
             boots.append(boot)
             checks.append(_check(boot))
-    return Verdict(tuple(boots), tuple(checks))
+            if boot.placement:
+                storm.append(_storm_check(boot))
+    return Verdict(tuple(boots), tuple(checks), tuple(storm))
 
 
 def load(result: TrialResult, cell: TracedCell, trials: Path) -> tuple[Recording, Trace]:
@@ -112,6 +118,10 @@ def _boot(
         shares=_shares(seen, slowest, found.header.ns_per_cycle),
         slowest=tuple(_slow(seen, int(fault), found) for fault in slowest),
         cost=None if untraced is None else _cost(found, untraced),
+        placement=cell.cell.storm.placement if cell.cell.storm is not None else "",
+        storm_calls=len(found.windows),
+        storm_met=len(np.unique(seen.windows[seen.windows >= 0])),
+        storm_invalidations=int((seen.windows >= 0).sum()),
     )
 
 
@@ -173,6 +183,23 @@ def _latency(found: Recording) -> Latency:
         counted.add(faults.latency_cycles)
     steps = passes(counted.counts(), lambda low: tally(found, low))
     return latency.summarise(steps, found.nr_faults, counted.cycles, found.header.ns_per_cycle)
+
+
+def _storm_check(boot: TracedBoot) -> CheckResult:
+    """Every call of a storm in the VMM made KVM's notifier run, which is registered for the VMM's mm; of one in another
+    process, none did."""
+    elsewhere = boot.placement == "other-process"
+    held = boot.storm_met == (0 if elsewhere else boot.storm_calls)
+    process = "another process" if elsewhere else "the VMM"
+    why = (
+        f"{boot.storm_met} of {boot.storm_calls} calls of the storm in {process} invalidated the VMM's memory"
+        f" ({boot.storm_invalidations} events of its mm in their ranges)"
+    )
+    if not boot.storm_calls:
+        return CheckResult(STORM_CHECK, boot.arm, boot.cell, "not covered", "the storm made no call")
+    if boot.lost and not held:
+        return CheckResult(STORM_CHECK, boot.arm, boot.cell, "not covered", f"{why}; the trace is incomplete")
+    return CheckResult(STORM_CHECK, boot.arm, boot.cell, "held" if held else "failed", why)
 
 
 def _check(boot: TracedBoot) -> CheckResult:

@@ -79,8 +79,10 @@ def traced_notes(boots: Sequence[TracedBoot], accel: str) -> tuple[str, ...]:
     ``accel`` is what the trials ran on: only under icount is the difference of two boots the tracing's alone.
     """
     arms = tuple(dict.fromkeys(boot.arm for boot in boots))
-    sums = [_sums(arm, [boot for boot in boots if boot.arm == arm and not boot.lost]) for arm in arms]
-    return tuple(note for note in (*map(_missing, boots), *sums, _cost(boots, accel)) if note)
+    whole = {arm: [boot for boot in boots if boot.arm == arm and not boot.lost] for arm in arms}
+    sums = [_sums(arm, whole[arm]) for arm in arms]
+    storm = [_storm(arm, whole[arm]) for arm in arms]
+    return tuple(note for note in (*map(_missing, boots), *sums, *storm, _cost(boots, accel)) if note)
 
 
 def _missing(boot: TracedBoot) -> str:
@@ -105,6 +107,18 @@ def _sums(arm: str, boots: Sequence[TracedBoot]) -> str:
         f" {spurious:,} spurious{where}; {needed:,} needed, {other:,} without an invalidation. Not retries: {taken:,}"
         " mappings that were taken away before the guest had used them."
     )
+
+
+def _storm(arm: str, boots: Sequence[TracedBoot]) -> str:
+    """Whose memory an arm's storms took away, over all its whole traces: KVM's notifier runs for the VMM's mm only."""
+    parts = []
+    for elsewhere, who in ((False, "in the VMM"), (True, "in another process")):
+        ours = [boot for boot in boots if boot.storm_calls and (boot.placement == "other-process") == elsewhere]
+        calls, met = sum(boot.storm_calls for boot in ours), sum(boot.storm_met for boot in ours)
+        if ours:
+            parts.append(f"{met:,} of {calls:,} calls of the storm {who}")
+    events = sum(boot.storm_invalidations for boot in boots)
+    return f"{arm}: {' and '.join(parts)} invalidated the VMM's memory ({events:,} events of its mm)." if parts else ""
 
 
 def _cost(boots: Sequence[TracedBoot], accel: str) -> str:

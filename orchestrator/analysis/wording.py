@@ -22,7 +22,8 @@ from orchestrator.experiment import Storm
 
 LABELS: dict[Metric, str] = {
     "mean": "mean", "p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9", "max": "max",
-    "retries_per_fault": "retries",
+    "retries_per_fault": "retries", "jitter_p50": "timer p50", "jitter_p99": "timer p99", "jitter_max": "timer max",
+    "steal": "steal",
 }  # fmt: skip
 CALLS = {
     "madvise_dontneed": "madvise(DONTNEED)", "madvise_free": "madvise(FREE)", "madvise_pageout": "madvise(PAGEOUT)",

@@ -12,19 +12,38 @@ from orchestrator.bench import Bench, make_emulator
 from orchestrator.doctor import Accel
 from orchestrator.engine.depot import Depot, Item, tree_id
 from orchestrator.engine.need import Kind
-from orchestrator.experiment import TargetSpec
+from orchestrator.experiment import LinuxGuestSpec, TargetSpec
 from orchestrator.image import Guests
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.lab import LabHost
+from orchestrator.linuxguest import LinuxKit
 from orchestrator.store import file_sha256
 from orchestrator.target import labtarget
 from orchestrator.target.target import Target
+from orchestrator.vmm import Packed
 
 NOWHERE = Path()
 VMLINUX, BZIMAGE = "vmlinux", "bzImage"  # the second beside the first: file_to_boot() in lab/boot.py
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BareLinux:
+    """A :class:`~orchestrator.linuxguest.LinuxKit` without paths; ``kernel`` is empty for that of each trial's arm."""
+
+    spec: LinuxGuestSpec
+    packed: Packed
+    kernel: str
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return tuple(Item(file.path, file.sha256) for file in self.packed.files)
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        return (*(item.sha256 for item in self.items), *([self.kernel] if self.kernel else []))
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,7 @@ class Kit:
     kernels: tuple[BuiltKernel, ...]
     tests: tuple[BuiltSelftests, ...]
     images: tuple[tuple[str, Item], ...] = ()
+    linux: BareLinux | None = None
 
     @property
     def hashes(self) -> tuple[str, ...]:
@@ -51,7 +71,8 @@ class Kit:
         kernels = (kernel.vmlinux_sha256 for kernel in self.kernels if kernel.build == "ok")
         programs = (item.sha256 for tests in self.tests for item in _programs(tests))
         images = (item.sha256 for _, item in self.images)
-        return tuple(dict.fromkeys([*(item.sha256 for item in self.guests), *kernels, *programs, *images]))
+        linux = () if self.linux is None else self.linux.hashes
+        return tuple(dict.fromkeys([*(item.sha256 for item in self.guests), *kernels, *programs, *images, *linux]))
 
     def kernel_files(self, kernel: BuiltKernel) -> tuple[Item, ...]:
         """What lies side by side on a worker of one kernel."""
@@ -82,6 +103,7 @@ def pack(
     guests: Guests,
     kernels: Sequence[BuiltKernel],
     tests: Sequence[BuiltSelftests],
+    linux: LinuxKit | None = None,
 ) -> Packing:
     """The kit of a bench; ``kinds`` are those of the measuring trials' target and of the selftests'."""
     programs = sorted(path for path in guests.init.parent.iterdir() if path.is_file())
@@ -98,12 +120,20 @@ def pack(
     for built in tests:
         if built.folder is not None:
             files |= {item.sha256: built.folder / item.name for item in _programs(built)}
+    bare_linux = None
+    if linux is not None:
+        own = "" if linux.kernel is None else file_sha256(linux.kernel)
+        files |= {file.sha256: linux.folder / file.path for file in linux.packed.files}
+        files |= {own: linux.kernel} if linux.kernel is not None else {}
+        # Where a VMM or its fragments lie on the client is nobody else's business.
+        bare_linux = BareLinux(dataclasses.replace(linux.spec, files=(), kernel="base"), linux.packed, own)
     bare_kernels = tuple(
         dataclasses.replace(kernel, vmlinux=None, config=None, system_map=None, log=NOWHERE) for kernel in kernels
     )
     bare_tests = tuple(dataclasses.replace(built, folder=None, log=NOWHERE) for built in tests)
     bare = dataclasses.replace(spec, lab=None)  # A path of this machine's; workers have lab files of their own.
-    return Packing(Kit(bare, *kinds, guests.content_id, items, bare_kernels, bare_tests, tuple(images)), files)
+    whole = Kit(bare, *kinds, guests.content_id, items, bare_kernels, bare_tests, tuple(images), bare_linux)
+    return Packing(whole, files)
 
 
 def unpack(kit: Kit, depot: Depot, host: LabHost | None, say: Say) -> Bench:
@@ -129,7 +159,14 @@ def unpack(kit: Kit, depot: Depot, host: LabHost | None, say: Say) -> Bench:
     else:
         target = _machine(kit.kind, kit.spec.machine, guests)
     test_target = None if kit.test_accel is None else _machine(kit.test_accel, kit.spec.machine, guests)
-    return Bench(kit.spec, kernels, tests, target, test_target)
+    return Bench(kit.spec, kernels, tests, target, test_target, _linux(kit, depot, guests))
+
+
+def _linux(kit: Kit, depot: Depot, guests: Guests) -> LinuxKit | None:
+    if (bare := kit.linux) is None:
+        return None
+    kernel = depot.file(bare.kernel) if bare.kernel else None
+    return LinuxKit(bare.spec, bare.packed, depot.tree(bare.items), kernel, guests)
 
 
 @cache

@@ -1,5 +1,6 @@
 """YAML to a frozen :class:`Experiment`; all validation; every error with file, line and key, all at once."""
 
+from orchestrator.experiment.guests import AnyGuest, Guest, LinuxGuest, LinuxGuestSpec
 from orchestrator.experiment.reader import load
 from orchestrator.experiment.selftests import Selftest, SelftestCell, SelftestSpec
 from orchestrator.experiment.traces import TraceSpec
@@ -11,7 +12,6 @@ from orchestrator.experiment.types import (
     DebianSource,
     Experiment,
     GitSource,
-    Guest,
     KernelSpec,
     Op,
     Placement,
@@ -32,6 +32,7 @@ from orchestrator.experiment.types import (
 
 __all__ = [
     "STALE_CASES",
+    "AnyGuest",
     "Arm",
     "Cell",
     "Check",
@@ -40,6 +41,8 @@ __all__ = [
     "GitSource",
     "Guest",
     "KernelSpec",
+    "LinuxGuest",
+    "LinuxGuestSpec",
     "Op",
     "Placement",
     "PlannedCell",

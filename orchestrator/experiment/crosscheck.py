@@ -5,20 +5,20 @@ Everything here would otherwise fail an hour later, in a built and booted kernel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestrator.experiment.cells import PlacedCell
+from orchestrator.experiment.guests import QEMU_ARGUMENTS, LinuxGuest, LinuxGuestSpec
+from orchestrator.experiment.memory import KERNEL_MIB, SAMPLE_BYTES, needed_mib, parts_mib, reserve_bytes
 from orchestrator.experiment.selftests import CELL_NAME, SelftestSpec
 from orchestrator.experiment.traces import NEEDED_LINE, TRACED_PREFIX, TraceSpec, can_trace
 from orchestrator.experiment.types import (
     MAX_PAGES,
     Arm,
-    Cell,
     Check,
     KernelSpec,
     Schedule,
     StaleSpec,
-    Storm,
     TargetSpec,
 )
 from orchestrator.experiment.yamltext import Document, Location, Shown
@@ -27,28 +27,14 @@ MAX_TRIALS = 1_000_000
 MAX_CELL_NAME = 95  # char cell[96] of guests/include/recording.h
 MIN_BOOTS_TO_LOOK = 6
 OWN_TRIALS: frozenset[Check] = frozenset(("stale_mapping", "kvm_selftests"))  # checks that need no cell
-SAMPLE_BYTES = 16  # struct rec_fault
 MAX_SAMPLES_MIB = 2900  # SYS_LIMIT of guests/fault_vmm/fault_vmm.h, 3 GiB, less the guest's page tables
-KERNEL_MIB = 128  # kernel, initramfs, page tables of host and guest, and air; a small 5.10 host takes about 60 MiB.
+MAX_RESERVE_MIB = 2900  # What a PC's memory has in one piece, below the hole for devices that ends at 4 GiB.
 # The machines of a lab say themselves how many CPUs and how much memory they have.
 KEYS_WITHOUT_EFFECT = {
     "qemu": ("lab", "hosts"),
     "ssh": ("accel", "machine", "cpus", "mem_mib"),
     "local": ("accel", "machine", "cpus", "mem_mib", "guest_deadline_s", "panic_on_warn", "lab", "hosts"),
 }
-
-
-@dataclass(frozen=True)
-class PlacedCell:
-    """A cell and where the YAML says it: ``at`` the cell, ``keys`` each of its fields (perhaps in ``defaults``)."""
-
-    cell: Cell
-    at: Location
-    keys: Mapping[str, Location]
-
-    def key(self, name: str) -> Location:
-        """Where a field is written; its cell, if it has its default value."""
-        return self.keys.get(name, self.at)
 
 
 @dataclass(frozen=True)
@@ -64,6 +50,7 @@ class Parts:
     stale: StaleSpec | None = None
     selftests: SelftestSpec | None = None
     trace: TraceSpec | None = None
+    linux_guest: LinuxGuestSpec | None = None
 
 
 def run(document: Document, parts: Parts) -> None:
@@ -75,6 +62,8 @@ def run(document: Document, parts: Parts) -> None:
     for placed in parts.cells:
         _guest(document, placed)
         _storm(document, placed)
+        if isinstance(placed.cell.guest, LinuxGuest):
+            _linux_cell(document, placed, placed.cell.guest)
         if parts.target is not None and parts.target.kind == "qemu":
             _cpus(document, placed, parts.target)
             _memory(document, placed, parts.target)
@@ -82,6 +71,7 @@ def run(document: Document, parts: Parts) -> None:
     _stale(document, parts)
     _selftests(document, parts)
     _trace(document, parts)
+    _linux_guest(document, parts)
     if parts.schedule is not None:
         _schedule(document, parts, parts.schedule)
 
@@ -157,7 +147,7 @@ def _kernel(document: Document, target: TargetSpec, kernel: KernelSpec, arms: tu
 
 def _guest(document: Document, placed: PlacedCell) -> None:
     guest = placed.cell.guest
-    if guest.page == "2m" and guest.mem_mib % 2:
+    if not isinstance(guest, LinuxGuest) and guest.page == "2m" and guest.mem_mib % 2:
         document.problem(placed.key("mem_mib"), "a multiple of 2 with page: 2m", guest.mem_mib)
     if guest.pages >= MAX_PAGES:
         document.problem(
@@ -165,12 +155,12 @@ def _guest(document: Document, placed: PlacedCell) -> None:
             f"fewer than {MAX_PAGES} pages (the recording keeps 24 bits)",
             Shown(f"{guest.pages} pages"),
         )
-    samples_mib = guest.faults * SAMPLE_BYTES / 2**20
+    samples_mib = guest.nr_faults * SAMPLE_BYTES / 2**20
     if samples_mib > MAX_SAMPLES_MIB:
         document.problem(
             placed.key("rounds"),
             f"at most {MAX_SAMPLES_MIB} MiB of samples (the guest keeps them below 3 GiB)",
-            Shown(f"{samples_mib:.0f} MiB ({guest.faults} faults × {SAMPLE_BYTES} bytes)"),
+            Shown(f"{samples_mib:.0f} MiB ({guest.nr_faults} faults × {SAMPLE_BYTES} bytes)"),
         )
     if guest.pages < guest.vcpus:
         document.problem(
@@ -212,32 +202,52 @@ def _cpus(document: Document, placed: PlacedCell, target: TargetSpec) -> None:
 
 
 def _memory(document: Document, placed: PlacedCell, target: TargetSpec) -> None:
-    guest = placed.cell.guest
-    storm_mib = storm_bytes(placed.cell.storm) / 2**20
-    samples_mib = guest.faults * SAMPLE_BYTES / 2**20
-    need = needed_mib(placed.cell)
-    if need > target.mem_mib:
+    if (need := needed_mib(placed.cell)) > target.mem_mib:
+        parts = " + ".join(f"{amount:.0f} {what}" for amount, what in parts_mib(placed.cell))
         document.problem(
             placed.key("mem_mib"),
             f"what fits target.mem_mib, {target.mem_mib}",
-            Shown(
-                f"{need:.0f} MiB in cell {placed.cell.name}: {guest.mem_mib} guest + {storm_mib:.0f} storm"
-                f" + {samples_mib:.0f} samples ({guest.faults} faults × {SAMPLE_BYTES} bytes) + {KERNEL_MIB} kernel"
-            ),
+            Shown(f"{need:.0f} MiB in cell {placed.cell.name}: {parts}"),
         )
 
 
-def needed_mib(cell: Cell) -> float:
-    """Memory of the host under test that a cell takes, MiB."""
-    samples = cell.guest.faults * SAMPLE_BYTES
-    return cell.guest.mem_mib + (storm_bytes(cell.storm) + samples) / 2**20 + KERNEL_MIB
+def _linux_cell(document: Document, placed: PlacedCell, guest: LinuxGuest) -> None:
+    storm = placed.cell.storm
+    if guest.faults != "host" and storm is not None and storm.placement in ("overlap", "adjacent"):
+        # The guest's pages move when it discards them, and with them what "beside" and "over" would mean.
+        document.problem(placed.key("placement"), "faults: host with this placement", Shown(f"faults: {guest.faults}"))
+    own = "jitter_period_us" in placed.keys and placed.key("jitter_period_us")[0] == "cells"
+    if not guest.jitter_wakeups and own:  # A default is for those that measure it.
+        document.problem(
+            placed.key("jitter_period_us"), "jitter_wakeups above 0 with this key", Shown("a period of nothing")
+        )
+    if guest.memory == "thp" and guest.mem_mib % 2:
+        document.problem(placed.key("mem_mib"), "a multiple of 2 with memory: thp", guest.mem_mib)
+    reserved = reserve_bytes(placed.cell) / 2**20
+    if reserved > MAX_RESERVE_MIB:
+        document.problem(
+            placed.key("mem_mib"), f"at most {MAX_RESERVE_MIB} MiB for what the benchmark reserves in one piece",
+            Shown(f"{reserved:.0f} MiB in cell {placed.cell.name}"),
+        )  # fmt: skip
+    elif guest.ram_mib is not None and guest.ram_mib < reserved:
+        document.problem(
+            placed.key("ram_mib"), f"more than the {reserved:.0f} MiB that the benchmark reserves", guest.ram_mib
+        )
 
 
-def storm_bytes(storm: Storm | None) -> int:
-    """Memory that a storm populates, bytes; an overlapping one uses the guest's."""
-    if storm is None or storm.placement == "overlap":
-        return 0
-    return storm.size_kib * 1024 * storm.threads
+def _linux_guest(document: Document, parts: Parts) -> None:
+    spec = parts.linux_guest
+    if spec is None:
+        return
+    if parts.target is not None and parts.target.kind != "qemu":
+        document.problem(
+            ("target", "kind"), "qemu for cells with guest.kind: linux, whose VMM goes into the host's initramfs",
+            Shown(parts.target.kind),
+        )  # fmt: skip
+    if not spec.is_qemu and spec.arguments == QEMU_ARGUMENTS:
+        document.problem(("linux_guest",), f"the key 'arguments' with vmm: {spec.vmm}", None)
+    if spec.kernel == ():
+        document.problem(("linux_guest", "kernel"), "at least one fragment", Shown("none"))
 
 
 def _checks(document: Document, parts: Parts) -> None:
@@ -304,9 +314,7 @@ def _selftests(document: Document, parts: Parts) -> None:
 def _trace(document: Document, parts: Parts) -> None:
     spec = parts.trace
     if spec is None:
-        if "attribution" in parts.checks:
-            index = parts.checks.index("attribution")
-            document.problem(("checks", index), "a section trace, whose boots this check looks at", Shown("none"))
+        _no_trace(document, parts)
         return
     if not parts.cells and not any(location[0] == "cells" for location in document.lines if len(location) > 1):
         document.problem(("trace",), "cells to trace", Shown("none"))
@@ -329,7 +337,18 @@ def _trace(document: Document, parts: Parts) -> None:
             _traced_cell(document, placed, parts.target, spec)
 
 
+def _no_trace(document: Document, parts: Parts) -> None:
+    for index, check in enumerate(parts.checks):
+        if check in ("attribution", "storm_in_vmm"):
+            document.problem(("checks", index), "a section trace, whose boots this check looks at", Shown("none"))
+
+
 def _traced_cell(document: Document, placed: PlacedCell, target: TargetSpec, spec: TraceSpec) -> None:
+    guest = placed.cell.guest
+    if isinstance(guest, LinuxGuest) and (guest.faults != "host" or not guest.tdp):
+        # KVM's faults are matched with the guest's by address: pages must stay where they are, and gpas be seen.
+        key = "faults" if guest.faults != "host" else "tdp"
+        document.problem(placed.key(key), "faults: host and tdp: true, to trace a Linux guest", getattr(guest, key))
     if len(TRACED_PREFIX + placed.cell.name) > MAX_CELL_NAME:
         longest = MAX_CELL_NAME - len(TRACED_PREFIX)
         document.problem(placed.at, f"a name of at most {longest} characters, to trace it", placed.cell.name)

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
+from orchestrator.experiment.guests import Guest, LinuxGuest, LinuxGuestSpec
 from orchestrator.experiment.selftests import Selftest, SelftestSpec
 from orchestrator.experiment.traces import TraceSpec
 from orchestrator.experiment.types import (
     DebianSource,
     GitSource,
-    Guest,
     KernelSpec,
     ReportSpec,
     Schedule,
@@ -46,19 +46,27 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("kernel.sources[].git", GitSource),
     ("target", TargetSpec),
     ("cells.NAME.guest", Guest),
+    ("cells.NAME.guest", LinuxGuest),
     ("cells.NAME.storm", Storm),
     ("schedule", Schedule),
     ("stale", StaleSpec),
     ("selftests", SelftestSpec),
     ("selftests.tests[]", Selftest),
     ("trace", TraceSpec),
+    ("linux_guest", LinuxGuestSpec),
     ("report", ReportSpec),
 )
 
 
 def describe() -> tuple[FieldDoc, ...]:
     """All keys of the sections, in the order of the file."""
-    return tuple(field for prefix, cls in SECTIONS for field in _of(prefix, cls))
+    found: dict[str, FieldDoc] = {}
+    for prefix, cls in SECTIONS:
+        for item in _of(prefix, cls):
+            first = found.setdefault(item.key, item)
+            if item.values != first.values:  # The kinds of guests share a prefix, and most keys.
+                found[item.key] = dataclasses.replace(first, values=f"{first.values}, {item.values}")
+    return tuple(found.values())
 
 
 def _of(prefix: str, cls: Any) -> Iterator[FieldDoc]:
@@ -75,8 +83,8 @@ def _values(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         inner = _values(get_args(annotation)[0])
         return f"a list of: {inner}" if inner else "a list"
-    if get_origin(annotation) is UnionType:
-        return _values(next(kind for kind in get_args(annotation) if kind is not type(None)))
+    if get_origin(annotation) in (Union, UnionType):
+        return ", or ".join(_values(kind) for kind in get_args(annotation) if kind is not type(None))
     words: dict[object, str] = {
         bool: "true, false",
         int: "a whole number",

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from pydantic import TypeAdapter
 
 from orchestrator.experiment import crosscheck, yamltext
+from orchestrator.experiment.cells import PlacedCell, read_cells
+from orchestrator.experiment.guests import LinuxGuest, LinuxGuestSpec
 from orchestrator.experiment.selftests import ARGUMENT_WORDS, Argument, Selftest, SelftestSpec
 from orchestrator.experiment.traces import TraceSpec
 from orchestrator.experiment.types import (
     Arm,
-    Cell,
     Check,
     DebianSource,
     Experiment,
     GitSource,
-    Guest,
     KernelSpec,
     ReportSpec,
     Schedule,
     Source,
     StaleSpec,
-    Storm,
     TarballSource,
     TargetSpec,
     TreeSource,
@@ -40,12 +36,10 @@ from orchestrator.experiment.values import (
     a_list,
     a_path,
     field,
-    make,
     mapping,
     patch_paths,
     paths,
     record,
-    required,
     validated,
 )
 from orchestrator.experiment.yamltext import Document, Location, Shown
@@ -58,9 +52,8 @@ SOURCES: Mapping[str, type[Source]] = {
 }
 SECTIONS = (
     "name", "description", "kernel", "arms", "target", "defaults", "cells", "schedule", "checks", "stale", "selftests",
-    "trace", "report",
+    "trace", "linux_guest", "report",
 )  # fmt: skip
-MAX_CELLS = 1000
 ARGUMENT = TypeAdapter[str](Argument)
 
 
@@ -96,14 +89,18 @@ def _experiment(document: Document) -> Experiment | None:
     # `local` never builds a kernel, and `ssh` need not: the machines of the lab may bench what they run.
     kernel = _kernel(document, top.get("kernel", {} if target and target.kind != "qemu" else None))
     arms = _arms(document, top.get("arms"))
-    cells = _cells(document, top)
+    cells = read_cells(document, top)
     schedule = record(document, Schedule, top.get("schedule", {}), ("schedule",))
     checks = _checks(document, top.get("checks", []))
     stale = _stale(document, top, checks)
     selftests = _selftests(document, top, checks)
     trace = _trace(document, top, cells)
+    linux_guest = _linux_guest(document, top, cells)
     report = record(document, ReportSpec, top.get("report", {}), ("report",))
-    crosscheck.run(document, crosscheck.Parts(target, kernel, arms, cells, schedule, checks, stale, selftests, trace))
+    crosscheck.run(
+        document,
+        crosscheck.Parts(target, kernel, arms, cells, schedule, checks, stale, selftests, trace, linux_guest),
+    )
     if document.problems or not (kernel and target and schedule and report and name):
         return None
     return Experiment(
@@ -120,6 +117,7 @@ def _experiment(document: Document) -> Experiment | None:
         stale=stale,
         selftests=selftests,
         trace=trace,
+        linux_guest=linux_guest,
     )
 
 
@@ -270,7 +268,7 @@ def _tests(document: Document, raw: object, at: Location) -> tuple[Selftest, ...
     return tuple(tests)
 
 
-def _trace(document: Document, top: dict[str, object], cells: tuple[crosscheck.PlacedCell, ...]) -> TraceSpec | None:
+def _trace(document: Document, top: dict[str, object], cells: tuple[PlacedCell, ...]) -> TraceSpec | None:
     """The section of the traced boots, its cells by the names that they have after expansion."""
     at: Location = ("trace",)
     if "trace" not in top:
@@ -294,6 +292,27 @@ def _trace(document: Document, top: dict[str, object], cells: tuple[crosscheck.P
     return record(document, TraceSpec, {**section, "cells": names}, at)
 
 
+def _linux_guest(document: Document, top: dict[str, object], cells: tuple[PlacedCell, ...]) -> LinuxGuestSpec | None:
+    """The section of the VMM and kernel that the cells with Linux guests share; its defaults, if there are such."""
+    at: Location = ("linux_guest",)
+    if not any(isinstance(placed.cell.guest, LinuxGuest) for placed in cells):
+        if "linux_guest" in top and not document.problems:
+            document.problem(at, "a cell with guest.kind: linux, which this section is for", Shown("none"))
+        return None
+    section = mapping(document, top.get("linux_guest", {}), at, ADAPTERS[LinuxGuestSpec])
+    if section is None:
+        return None
+    before = len(document.problems)
+    values = dict(section)
+    if isinstance(values.get("vmm"), str) and "/" in str(values["vmm"]):
+        values["vmm"] = str(a_path(document, values["vmm"], (*at, "vmm")))
+    if "files" in values:
+        values["files"] = paths(document, values["files"], (*at, "files"))
+    if isinstance(values.get("kernel"), list):
+        values["kernel"] = paths(document, values["kernel"], (*at, "kernel"))
+    return record(document, LinuxGuestSpec, values, at) if len(document.problems) == before else None
+
+
 def _several(document: Document, key: str, raw: object, at: Location) -> object:
     """The value of a key of ``stale:``; of one that holds several, each is checked on its own."""
     args = get_args(get_args(HINTS[StaleSpec][key])[0])
@@ -306,96 +325,3 @@ def _several(document: Document, key: str, raw: object, at: Location) -> object:
     if raw == []:
         document.problem(at, "at least one value", Shown("none"))
     return tuple(items)
-
-
-# --- cells ------------------------------------------------------------------------------------------------------------
-
-
-def _cells(document: Document, top: dict[str, object]) -> tuple[crosscheck.PlacedCell, ...]:
-    defaults = mapping(document, top.get("defaults", {}), ("defaults",), ("guest", "storm")) or {}
-    guest = _block(document, Guest, defaults.get("guest", {}), ("defaults", "guest"))
-    storm = _block(document, Storm, defaults.get("storm", {}), ("defaults", "storm"))
-    section = mapping(document, top.get("cells", {}), ("cells",), None)
-    placed: list[crosscheck.PlacedCell] = []
-    names: set[str] = set()
-    for name, raw in (section or {}).items():
-        for cell in _expand(document, name, raw, guest, storm):
-            if cell.cell.name in names:
-                document.problem(("cells", name), "cells with different names", Shown(f"two {cell.cell.name!r}"))
-            names.add(cell.cell.name)
-            placed.append(cell)
-        if len(placed) > MAX_CELLS:
-            document.problem(("cells",), f"at most {MAX_CELLS} cells", Shown("more"))
-            break
-    return tuple(placed)
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A raw field and where it was written (in the cell, or in ``defaults``)."""
-
-    raw: object
-    at: Location
-
-
-def _expand(
-    document: Document, name: str, raw: object, guest: dict[str, _Value], storm: dict[str, _Value]
-) -> Iterator[crosscheck.PlacedCell]:
-    """All cells of one entry: the product of its lists, in the order in which the lists are written."""
-    at: Location = ("cells", name)
-    section = mapping(document, raw, at, ("guest", "storm"))
-    if section is None:
-        return
-    if "storm" not in section:
-        document.problem(at, "the key 'storm' (none, or a mapping)", None)
-        return
-    own_guest = {**guest, **_block(document, Guest, section.get("guest", {}), (*at, "guest"))}
-    quiet = section["storm"] in (None, "none")
-    own_storm = {} if quiet else {**storm, **_block(document, Storm, section["storm"], (*at, "storm"))}
-    before = len(document.problems)
-    required(document, Guest, own_guest, (*at, "guest"))
-    if not quiet:
-        required(document, Storm, own_storm, (*at, "storm"))
-    if field(document, Cell, "name", name, at) is None or len(document.problems) > before:
-        return
-    for suffix, values in _matrix(document, {**own_guest, **own_storm}, at):
-        cell_name = field(document, Cell, "name", name + suffix, at)
-        parts = [
-            make(cls, {key: values[key].raw for key in own}) for cls, own in ((Guest, own_guest), (Storm, own_storm))
-        ]
-        if cell_name is None or parts[0] is None or (parts[1] is None and not quiet):
-            continue  # The values were found wrong, and reported, when their block was read.
-        cell = Cell(cell_name, parts[0], None if quiet else parts[1])
-        yield crosscheck.PlacedCell(cell, at, {key: value.at for key, value in values.items()})
-
-
-def _matrix(document: Document, block: dict[str, _Value], at: Location) -> Iterator[tuple[str, dict[str, _Value]]]:
-    """``(suffix, values)`` for each combination; guest and storm share no key, so one product serves both."""
-    axes = {key: value.raw for key, value in block.items() if isinstance(value.raw, list)}
-    if math.prod(len(axis) for axis in axes.values()) > MAX_CELLS:
-        document.problem(at, f"at most {MAX_CELLS} cells", Shown("lists that expand to more"))
-        return
-    for chosen in itertools.product(*axes.values()):
-        suffix = "".join(f",{key}={_suffix(value)}" for key, value in zip(axes, chosen, strict=True))
-        yield suffix, {**block, **{key: _Value(value, block[key].at) for key, value in zip(axes, chosen, strict=True)}}
-
-
-def _suffix(value: object) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
-
-
-def _block(document: Document, cls: type[Any], raw: object, at: Location) -> dict[str, _Value]:
-    """A ``guest:`` or ``storm:`` block whose every value, or every item of a list of them, is checked on its own."""
-    section = mapping(document, raw, at, ADAPTERS[cls]) or {}
-    block = {}
-    for key, value in section.items():
-        if key not in ADAPTERS[cls]:
-            continue
-        block[key] = _Value(value, (*at, key))
-        if isinstance(value, list) and not value:
-            document.problem((*at, key), "at least one value", Shown("an empty list"))
-        for index, item in enumerate(value if isinstance(value, list) else []):
-            field(document, cls, key, item, (*at, key, index))
-        if not isinstance(value, list):
-            field(document, cls, key, value, (*at, key))
-    return block

@@ -13,13 +13,16 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from orchestrator.experiment.guests import AnyGuest, LinuxGuest, LinuxGuestSpec
 from orchestrator.experiment.selftests import CELL_NAME, SelftestCell, SelftestSpec
 from orchestrator.experiment.strict import STRICT
 from orchestrator.experiment.traces import TRACED_PREFIX, TraceSpec
 
 Op = Literal["madvise_dontneed", "madvise_free", "madvise_pageout", "munmap", "mprotect", "mremap"]
 Placement = Literal["outside", "disjoint", "adjacent", "overlap", "other-process"]
-Check = Literal["kernel_log", "needed_retries", "controls", "attribution", "stale_mapping", "kvm_selftests"]
+Check = Literal[
+    "kernel_log", "needed_retries", "controls", "attribution", "storm_in_vmm", "stale_mapping", "kvm_selftests"
+]
 # guests/stale_check/cases.c: where the guest faults, seen from the range that is being invalidated.
 StaleCase = Literal[
     "inside", "inside-first", "end-edge", "start-edge", "far", "two", "completed", "short-inside", "short-end",
@@ -31,7 +34,6 @@ STALE_CASES: tuple[StaleCase, ...] = get_args(StaleCase)
 MAX_SEED = 2**63 - 1
 MAX_BOOTS = 100_000
 MAX_PAGES = 2**24  # REC_PAGE_BITS of guests/include/recording.h: a fault's page index has 24 bits.
-PAGE_BYTES = 4096
 
 # Names become folders, JUnit names and fields of the recording (char arm[32], char cell[96], NUL included). They start
 # with a letter or digit and hold no slash, so neither "..", nor an option, nor a hidden file can be made of them.
@@ -149,34 +151,6 @@ class TargetSpec:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Guest:
-    """What faults: a flat guest that touches every page of its memory once a round."""
-
-    vcpus: Annotated[int, Field(ge=1, le=64, description="vCPUs, each on a CPU of its own")] = 1
-    mem_mib: Annotated[int, Field(ge=1, le=65536, description="size of the faulting range, MiB")] = 64
-    page: Annotated[Literal["4k", "2m"], Field(description="page size of the guest's mappings")] = "4k"
-    access: Annotated[Literal["write", "read"], Field(description="the guest's access")] = "write"
-    order: Annotated[Literal["sequential", "random"], Field(description="page order; random is seeded")] = "sequential"
-    rounds: Annotated[int, Field(ge=1, le=1_000_000, description="measured rounds over the range")] = 4
-    backing: Annotated[
-        Literal["absent", "present"],
-        Field(description="absent: host pages are discarded between rounds; present: only the SPTEs are dropped"),
-    ] = "absent"
-    stride_pages: Annotated[int, Field(ge=1, le=4096, description="touch every Nth 4 KiB page only")] = 1
-    tdp: Annotated[bool, Field(description="on: NPT/EPT; off: shadow paging (npt=0)")] = True
-
-    @property
-    def pages(self) -> int:
-        """Pages that fault in one round, of all vCPUs together: host pages, whatever the guest maps them with."""
-        return self.mem_mib * 1024 * 1024 // (PAGE_BYTES * self.stride_pages)
-
-    @property
-    def faults(self) -> int:
-        """Samples that one trial takes."""
-        return self.pages * self.rounds
-
-
-@dataclass(frozen=True, config=STRICT)
 class Storm:
     """The invalidations that hit the VMM's process (or, as a control, another process) while the guest faults."""
 
@@ -205,7 +179,7 @@ class Cell:
     """One point of the experiment: a guest and the storm it meets (``None``: a quiet host)."""
 
     name: CellName
-    guest: Guest
+    guest: AnyGuest
     storm: Storm | None
 
 
@@ -359,7 +333,8 @@ class Experiment:
         Field(
             description="kernel_log: no new kernel warnings; needed_retries: overlap cells keep their retries; "
             "controls: quiet and other-process cells show none; attribution: traced boots account for every retry, and "
-            "for 95 % of the spurious ones by a storm window; stale_mapping: "
+            "for 95 % of the spurious ones by a storm window; storm_in_vmm: traced boots show every call of a storm in "
+            "the VMM, and none of one in another process, as an invalidation of the VMM's memory; stale_mapping: "
             "no guest still reads a page that was taken away; kvm_selftests: the kernel's own KVM tests pass as on base"
         ),
     ]
@@ -367,6 +342,12 @@ class Experiment:
     stale: StaleSpec | None = None  # Given exactly if stale_mapping is among the checks.
     selftests: SelftestSpec | None = None  # Given exactly if kvm_selftests is among the checks.
     trace: TraceSpec | None = None
+    linux_guest: LinuxGuestSpec | None = None  # Given exactly if a cell has a Linux guest.
+
+    @property
+    def linux_cells(self) -> tuple[Cell, ...]:
+        """The cells with a Linux guest."""
+        return tuple(cell for cell in self.cells if isinstance(cell.guest, LinuxGuest))
 
     @property
     def base(self) -> Arm:

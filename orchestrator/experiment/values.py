@@ -11,7 +11,8 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from orchestrator.experiment.types import Check, Guest
+from orchestrator.experiment.guests import Guest
+from orchestrator.experiment.types import Check
 from orchestrator.experiment.yamltext import Document, Location, Shown
 
 T = TypeVar("T")

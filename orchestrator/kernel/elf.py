@@ -1,20 +1,24 @@
-"""The GNU build id of a vmlinux: the linker's hash of its content, which the running kernel shows, too."""
+"""What is read from ELF files: the build id of a vmlinux, and which libraries a program needs (gABI, chapter 5)."""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import BuildError
 
-PT_NOTE = 4
+PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
+DT_NULL, DT_NEEDED, DT_STRTAB, DT_RPATH, DT_RUNPATH = 0, 1, 5, 15, 29
+EM_X86_64 = 62
 NT_GNU_BUILD_ID = 3
 
 
 def build_id(vmlinux: Path) -> str:
-    """Hex build id (``/sys/kernel/notes`` of a running kernel has the same); :class:`BuildError` if there is none.
+    """The GNU build id, the linker's hash of the content, hex; :class:`BuildError` if there is none.
 
-    Reads the PT_NOTE segments of a little-endian ELF64 file (gABI, chapter 5), which survive stripping.
+    A running kernel shows it in ``/sys/kernel/notes``. Reads the PT_NOTE segments of a little-endian ELF64 file, which
+    survive stripping.
     """
     data = vmlinux.read_bytes()
     if data[:6] != b"\x7fELF\x02\x01":
@@ -39,3 +43,55 @@ def find_build_id(notes: bytes) -> str:
             return notes[start : start + size].hex()
         at = start + (size + 3) // 4 * 4
     return ""
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """What the dynamic linker reads of a program or library: the libraries it needs by name, the folders that it wants
+    searched for them (``$ORIGIN`` filled in), and of a program its interpreter (None for a library)."""
+
+    needed: tuple[str, ...]
+    search: tuple[str, ...]
+    interpreter: str | None
+
+
+def dynamic(path: Path) -> Dynamic | None:
+    """The dynamic section of an x86-64 ELF file, without running it; None for any other file, a static program too.
+
+    Raises :class:`BuildError` for one whose tables point outside it.
+    """
+    data = path.read_bytes()
+    if data[:6] != b"\x7fELF\x02\x01" or data[18:20] != EM_X86_64.to_bytes(2, "little"):
+        return None
+    try:
+        return _dynamic(data, str(path.resolve().parent))
+    except (struct.error, ValueError) as error:
+        raise BuildError(f"{path} is a damaged ELF file: {error}") from error
+
+
+def _dynamic(data: bytes, origin: str) -> Dynamic | None:
+    (table,) = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    headers = [struct.unpack_from("<IIQQQQQQ", data, table + number * size) for number in range(count)]
+    section = next(((offset, length) for kind, _, offset, _, _, length, _, _ in headers if kind == PT_DYNAMIC), None)
+    if section is None:
+        return None
+    entries = [struct.unpack_from("<qQ", data, at) for at in range(section[0], sum(section), 16)]
+    tags = entries[: next((nr for nr, (tag, _) in enumerate(entries) if tag == DT_NULL), len(entries))]
+    address = next(value for tag, value in tags if tag == DT_STRTAB)
+    strings = next(
+        offset + address - start for kind, _, offset, start, _, length, _, _ in headers
+        if kind == PT_LOAD and start <= address < start + length
+    )  # fmt: skip
+
+    def text(at: int) -> str:
+        return data[at : data.index(b"\0", at)].decode("utf-8", "replace")
+
+    paths = [text(strings + value) for tag, value in tags if tag in (DT_RPATH, DT_RUNPATH)]
+    folders = [folder for path in paths for folder in path.split(":") if folder]
+    interpreter = next((text(offset) for kind, _, offset, *_ in headers if kind == PT_INTERP), None)
+    return Dynamic(
+        needed=tuple(text(strings + value) for tag, value in tags if tag == DT_NEEDED),
+        search=tuple(folder.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for folder in folders),
+        interpreter=interpreter,
+    )

@@ -87,10 +87,11 @@ class MetricRow:
 def metric_rows(comparison: Comparison, cell: str) -> tuple[MetricRow, ...]:
     """Every metric of every arm in a cell, and of the base against itself where that was asked for."""
     ours = [item for item in (*comparison.aa, *comparison.comparisons) if item.cell == cell]
-    return tuple(_metric_row(item) for item in ours)
+    return tuple(metric_row(item) for item in ours)
 
 
-def _metric_row(item: MetricComparison) -> MetricRow:
+def metric_row(item: MetricComparison) -> MetricRow:
+    """One comparison as text."""
     shown = per_fault if item.metric == "retries_per_fault" else microseconds
     needed = f"; about {item.boots_needed} boots would decide" if item.boots_needed else ""
     return MetricRow(

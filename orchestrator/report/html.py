@@ -16,7 +16,7 @@ from orchestrator.analysis.causes import CAUSES
 from orchestrator.analysis.findings import arm_lines
 from orchestrator.analysis.model import CellSummary, Comparison
 from orchestrator.analysis.wording import share
-from orchestrator.report import causes, figures, palette
+from orchestrator.report import causes, figures, guestside, palette
 from orchestrator.report.drawings import make_drawings
 from orchestrator.report.plots import Plot
 from orchestrator.report.said import standing
@@ -68,6 +68,8 @@ def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance
         heads=figures.HEADS,
         arms={cell.name: figures.arm_figures(comparison, cell.name, hrefs) for cell in comparison.cells},
         metrics={cell.name: figures.metric_rows(comparison, cell.name) for cell in comparison.cells},
+        guest_cells=guestside.guest_cells(comparison, hrefs),
+        guest_heads=guestside.HEADS,
         trials=groups,
         trial_href=hrefs,
         cell_href=cell_href,

@@ -12,7 +12,7 @@ SCHEMA = 1
 
 def render(comparison: Comparison) -> str:
     """The text of summary.json. What was not measured is null; cells that never ran are left out."""
-    document = {
+    document: dict[str, object] = {
         "schema": SCHEMA,
         "run": comparison.run,
         "status": comparison.status,
@@ -25,6 +25,8 @@ def render(comparison: Comparison) -> str:
             "kvm_selftests": [asdict(item) for item in comparison.selftests],
         },
     }
+    if comparison.symptoms:  # Only runs with Linux guests have them.
+        document["guest_comparisons"] = [_comparison(item) for item in comparison.symptoms]
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
@@ -52,6 +54,7 @@ def _cell(item: CellSummary) -> dict[str, object]:
         "latency": asdict(item.latency) if item.latency else dict.fromkeys(names),
         "exits_per_fault": item.exits_per_fault,
         "retries_per_fault": item.retries_per_fault,
+        **({"guest": asdict(item.symptoms)} if item.symptoms else {}),
     }
 
 

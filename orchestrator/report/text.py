@@ -11,8 +11,10 @@ from orchestrator.analysis.causes import CAUSES, TracedBoot
 from orchestrator.analysis.findings import arm_lines
 from orchestrator.analysis.model import CellComparison, CheckResult, Comparison, FailedTrial
 from orchestrator.analysis.why import IN_VAIN
+from orchestrator.analysis.wording import change
 from orchestrator.report.causes import HEADS as HEADS_OF_CAUSES
 from orchestrator.report.causes import cost_of
+from orchestrator.report.guestside import guest_figures
 from orchestrator.report.said import parts, smallest, standing
 from orchestrator.report.style import clean, microseconds, per_fault
 from orchestrator.report.verdicts import where
@@ -25,6 +27,7 @@ TRACE_LINES = 6
 COLUMNS = ("p50", "p99", "p99_9", "max", "mean")
 # A value has a blank before it, however long it is.
 HEADS = (("p50", 7), ("p99", 7), ("p99.9", 7), ("max", 9), ("mean", 8), ("retries", 9))
+GUEST_HEADS = (("p50", 7), ("p99", 7), ("max", 9), ("wakeups", 8), ("steal", 8))
 NAME = 16
 # With more arms than this beside the base, a verdict is said once for all that share it, with its strongest figures.
 ARMS_IN_FULL, STRONGEST = 2, 2
@@ -35,6 +38,7 @@ def render(comparison: Comparison, provenance: Provenance) -> str:
     sections = (
         _head(comparison),
         _table(comparison),
+        _guest_side(comparison),
         _section("Why", comparison.why),
         _traced(comparison),
         _stale(comparison),
@@ -113,6 +117,29 @@ def _figures(item: CellComparison) -> str:
 def _sees(comparison: Comparison, item: CellComparison) -> str:
     seen = smallest(comparison.metrics(item.cell, item.arm))
     return f"; sees {seen}" if seen else ""
+
+
+def _guest_side(comparison: Comparison) -> list[str]:
+    """What Linux guests see besides the fault: each arm's lateness and steal time, and how it moved."""
+    if not any(item.symptoms for item in comparison.summaries):
+        return []
+    lines = [
+        "In the Linux guests: how late the timer woke, in us, storm still on;",
+        "steal time of the measured rounds, in ms",
+    ]
+    lines += ["-" * WIDTH, f"  {'':{NAME}}" + "".join(f" {head:>{width}}" for head, width in GUEST_HEADS)]
+    for cell in comparison.cells:
+        rows = [item for item in comparison.summaries if item.cell == cell.name and item.symptoms is not None]
+        lines += _wrap(cell.name, "", "    ") if rows else []
+        for item in rows:
+            values = guest_figures(item)[: len(GUEST_HEADS)]
+            cells = "".join(f" {value:>{width}}" for value, (_, width) in zip(values, GUEST_HEADS, strict=True))
+            lines.append(f"  {clean(item.arm).translate(ASCII):{NAME}}{cells}")
+        for arm in comparison.arms[1:]:
+            moved = [item for item in comparison.symptoms if (item.cell, item.arm) == (cell.name, arm.name)]
+            said = ", ".join(f"{change(item)} {item.verdict}" for item in moved)
+            lines += _wrap(f"{arm.name}: {said}", "  => ", "     ") if said else []
+    return lines
 
 
 def _traced(comparison: Comparison) -> list[str]:

@@ -23,7 +23,7 @@ COMMAND = "command.txt"  # how the target was started, to paste into a shell
 COMMAND_NOTE = "# In a copy of this folder, since it writes the console, the status and the recording again:\n"
 INITRAMFS = "initramfs.cpio"  # what QEMU boots; kept with a trial that did not end well, so that COMMAND repeats it
 
-Program = Literal["fault_vmm", "stale_check", "ktest_runner"]
+Program = Literal["fault_vmm", "vmm_run", "stale_check", "ktest_runner"]
 Ending = Literal["ended", "wall-deadline", "killed", "not-run"]
 
 

@@ -173,10 +173,10 @@ def test_the_types_check_themselves() -> None:
 
 
 def test_faults_are_counted_per_stride_and_page_size() -> None:
-    assert Guest(mem_mib=64, rounds=4).faults == 65536
-    assert Guest(mem_mib=64, rounds=4, page="2m").faults == 65536  # of the host, 4 KiB each
-    assert Guest(mem_mib=64, rounds=4, stride_pages=8).faults == 8192
-    assert Guest(mem_mib=1, rounds=1, stride_pages=255).faults == 1  # the rest is no whole stride
+    assert Guest(mem_mib=64, rounds=4).nr_faults == 65536
+    assert Guest(mem_mib=64, rounds=4, page="2m").nr_faults == 65536  # of the host, 4 KiB each
+    assert Guest(mem_mib=64, rounds=4, stride_pages=8).nr_faults == 8192
+    assert Guest(mem_mib=1, rounds=1, stride_pages=255).nr_faults == 1  # the rest is no whole stride
 
 
 def test_json_round_trip(write, tmp_path: Path) -> None:

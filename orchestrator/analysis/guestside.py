@@ -1,0 +1,91 @@
+"""What a Linux guest sees besides the fault: how late its timers are, and the time that others had its vCPU.
+
+The benchmark in the guest (guests/fault_bench) puts these into the recording's counters: the lateness of a thread of
+real-time priority that sleeps until absolute times (``jitter_*``, measured after the rounds while the storm goes on),
+and of the measured rounds the steal time (``guest_steal_ns``, /proc/stat, which the guest's kernel counts in ticks)
+and the benchmark's own minor faults (``guest_minflt``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from orchestrator.analysis import compare
+from orchestrator.analysis.compare import Context, Effect
+from orchestrator.analysis.latency import LINUX_GUEST
+from orchestrator.analysis.model import BootSummary, CellSummary, MetricComparison
+from orchestrator.analysis.symptoms import SYMPTOMS, Symptom, Symptoms
+from orchestrator.experiment import Experiment
+from orchestrator.recording import Recording
+
+
+def read(recording: Recording) -> Symptoms | None:
+    """One boot's symptoms; None where no Linux guest ran."""
+    minor = recording.counter(LINUX_GUEST)
+    if minor is None:
+        return None
+    wakeups = recording.counter("jitter_wakeups") or 0
+    p50, p99, worst, mean = (
+        float(value) if wakeups and (value := recording.counter(f"jitter_{name}_ns")) is not None else None
+        for name in ("p50", "p99", "max", "mean")
+    )
+    steal = recording.counter("guest_steal_ns")
+    return Symptoms(p50, p99, worst, mean, wakeups, None if steal is None else float(steal), minor)
+
+
+def merge(boots: Sequence[Symptoms]) -> Symptoms | None:
+    """Over boots: lateness as geometric means, as latencies are; wakeups as a sum, the others as arithmetic means."""
+    if not boots:
+        return None
+    p50, p99, worst, mean = (
+        _mean([getattr(boot, name) for boot in boots], geometric=True)
+        for name in ("jitter_p50", "jitter_p99", "jitter_max", "jitter_mean")
+    )
+    wakeups = sum(boot.wakeups for boot in boots)
+    steal = _mean([boot.steal for boot in boots], geometric=False)
+    minor = round(float(np.mean([boot.minor_faults for boot in boots])))
+    return Symptoms(p50, p99, worst, mean, wakeups, steal, minor)
+
+
+def _mean(values: Sequence[float | None], *, geometric: bool) -> float | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return compare.average(known, "max") if geometric else float(np.mean(known))
+
+
+def judge(
+    experiment: Experiment, summaries: Sequence[CellSummary], deterministic: bool
+) -> tuple[MetricComparison, ...]:
+    """Every symptom of every arm against the base, in cells with Linux guests.
+
+    The comparisons are corrected among themselves and decide no cell's verdict: they are another question than the
+    faults'. In a run ``until: decided`` they are of all boots that were run.
+    """
+    found = {(item.cell, item.arm): item.per_boot for item in summaries}
+    effects = [
+        effect
+        for cell in experiment.linux_cells
+        for arm in experiment.arms[1:]
+        for name in SYMPTOMS
+        if (effect := _effect(cell.name, arm.name, name, experiment, found)) is not None
+    ]
+    judged = compare.judge(effects, experiment.base.name, Context(deterministic))
+    return tuple(replace(item, decides=False) for item in judged)
+
+
+def _effect(
+    cell: str, arm: str, name: Symptom, experiment: Experiment, found: Mapping[tuple[str, str], Sequence[BootSummary]]
+) -> Effect | None:
+    """The pairs' change of one symptom; None where it was not measured."""
+    pairs = [
+        (getattr(left.symptoms, name), getattr(right.symptoms, name))
+        for left, right in compare.pair(found[cell, experiment.base.name], found[cell, arm])
+    ]
+    known = [(left, right) for left, right in pairs if left is not None and right is not None]
+    if not known:
+        return None
+    return compare.effect_of_times(cell, arm, name, known, experiment.report.margin)
