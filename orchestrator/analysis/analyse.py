@@ -51,7 +51,7 @@ from orchestrator.analysis.model import (
 )
 from orchestrator.analysis.tally import Pool, Tally, passes, pick, tally
 from orchestrator.errors import tail
-from orchestrator.experiment import Cell, Check, Experiment, Guest
+from orchestrator.experiment import Cell, Check, Experiment, Guest, LinuxGuest
 from orchestrator.results import Outcome, TrialResult
 
 SCHEMA = 1
@@ -168,8 +168,17 @@ def cell_info(cell: Cell) -> CellInfo:
         tdp=cell.guest.tdp,
         vcpus=cell.guest.vcpus,
         page=cell.guest.page if isinstance(cell.guest, Guest) else cell.guest.memory,
-        control=placement if placement in ("other-process", "overlap") else ("" if cell.storm else "quiet"),
+        control=_control(cell),
     )
+
+
+def _control(cell: Cell) -> Literal["", "quiet", "other-process", "overlap"]:
+    """What a cell controls for by its retries, of which faults that KVM is not asked about have none to count."""
+    if isinstance(cell.guest, LinuxGuest) and cell.guest.faults == "guest":
+        return ""
+    if cell.storm is None:
+        return "quiet"
+    return cell.storm.placement if cell.storm.placement in ("other-process", "overlap") else ""
 
 
 def _boot(result: TrialResult, trials: Path, placement: str, pool: Pool) -> _Boot:
