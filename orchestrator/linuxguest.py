@@ -136,8 +136,8 @@ def make_kit(
     """
     spec = chosen.linux_guest
     assert spec is not None
-    kernel = own or next((item for item in kernels if item.arm == chosen.base.name), None)
-    vmlinux = None if spec.kernel == "arm" else kernel.vmlinux if kernel is not None else None
+    kernel = own if spec.fragments else next((item for item in kernels if item.arm == chosen.base.name), None)
+    vmlinux = None if kernel is None or spec.kernel == "arm" else kernel.vmlinux
     if spec.kernel != "arm" and (vmlinux is None or not vmlinux.exists()):
         raise StoreError("the kernel of the Linux guests is no longer in the cache", hint=f"orch build {chosen.path}")
     return LinuxKit(spec, packed, vmm.folder(packed), vmlinux, guests)

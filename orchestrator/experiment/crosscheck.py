@@ -5,6 +5,7 @@ Everything here would otherwise fail an hour later, in a built and booted kernel
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from orchestrator.experiment.cells import PlacedCell
@@ -207,7 +208,7 @@ def _memory(document: Document, placed: PlacedCell, target: TargetSpec) -> None:
         document.problem(
             placed.key("mem_mib"),
             f"what fits target.mem_mib, {target.mem_mib}",
-            Shown(f"{need:.0f} MiB in cell {placed.cell.name}: {parts}"),
+            Shown(f"{math.ceil(need)} MiB in cell {placed.cell.name}: {parts}"),
         )
 
 

@@ -99,7 +99,8 @@ class Effect:
     """What is planted in one arm of one cell.
 
     ``scale`` multiplies every latency, ``tail_scale`` the slowest 0.5 %, ``retries`` is per fault (None: no
-    counters), ``stall_cycles`` the length of each storm stall, ``outcome`` how its trials end.
+    counters), ``stall_cycles`` the length of each storm stall, ``outcome`` how its trials end, ``counters`` are
+    more counters of the recording.
     """
 
     scale: float = 1.0
@@ -110,6 +111,7 @@ class Effect:
     reason: str = ""
     trace: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    counters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,7 @@ def _trial(plant: Plant, place: Cell, arm: str, planted: Effect, seed: int, boot
         counters = {
             "pf_fixed": plant.faults + 3, "pf_guest": 0, "exits": plant.faults + 3 + retries + 40, "io_exits": 10,
             "mmio_exits": 0, "irq_exits": 30, "halt_exits": 0, "request_irq": 7, "insn_emulation": 0,
+            **planted.counters,
         }  # fmt: skip
     return recording_bytes(
         arm=arm, cell=place.name, seed=seed, latencies=[whole], windows=windows, counters=counters, pages=1024

@@ -21,7 +21,7 @@ from orchestrator.analysis.causes import CAUSES, TracedBoot
 from orchestrator.analysis.model import Comparison, from_json, to_json
 from orchestrator.analysis.tracedsamples import write_traced
 from orchestrator.errors import RecordingError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Cell, Experiment
 from orchestrator.experiment.traces import TraceSpec
 from orchestrator.report import text
 from orchestrator.results import Outcome, Provenance, TrialResult
@@ -132,6 +132,42 @@ def test_the_slowest_faults_say_what_they_met(simulated: Simulated) -> None:
     assert first.hva == simulate.MEM_HVA + (1 << 32) and first.window in range(12)
     assert first.parts_ns[CAUSES.index("preempted")] == 2_000_000  # 4,000,000 cycles at 2 GHz
     assert boot.slowest[-1].window is None and boot.slowest[-1].hva is None
+
+
+def storm_checks(comparison: Comparison) -> dict[str, tuple[str, str]]:
+    return {item.arm: (item.status, item.why) for item in comparison.checks if item.name == "storm_in_vmm"}
+
+
+def test_the_storm_is_found_in_the_vmms_memory_call_by_call(simulated: Simulated) -> None:
+    chosen = replace(simulated.experiment, checks=("storm_in_vmm",))
+    comparison = replace(simulated, experiment=chosen).comparison()
+    assert boots(comparison)["base"].storm_met == boots(comparison)["base"].storm_calls == 12
+    said = "12 of 12 calls of the storm in the VMM invalidated the VMM's memory (12 events of its mm in their ranges)"
+    assert storm_checks(comparison) == {"base": ("held", said), "v1": ("held", said)}
+    note = "base: 12 of 12 calls of the storm in the VMM invalidated the VMM's memory (12 events of its mm)."
+    assert note in comparison.traced_notes
+    simulated.rewrite("100", drop=hosttrace.INVALIDATE)
+    status, why = storm_checks(replace(simulated, experiment=chosen).comparison())["base"]
+    assert status == "failed" and why.startswith("0 of 12 calls of the storm in the VMM")
+    simulated.rewrite("100", lost={0: 3})
+    status, why = storm_checks(replace(simulated, experiment=chosen).comparison())["base"]
+    assert status == "not covered" and why.endswith("the trace is incomplete")
+
+
+def test_a_storm_in_another_process_must_not_reach_the_vmms_memory(simulated: Simulated) -> None:
+    def elsewhere(found: Cell) -> Cell:
+        return replace(found, storm=replace(found.storm, placement="other-process")) if found.storm else found
+
+    cells = tuple(elsewhere(found) for found in simulated.experiment.cells)
+    chosen = replace(simulated.experiment, cells=cells, checks=("storm_in_vmm",))
+    simulated.rewrite("101", drop=hosttrace.INVALIDATE)
+    comparison = replace(simulated, experiment=chosen).comparison()
+    assert storm_checks(comparison)["v1"] == (
+        "held", "0 of 12 calls of the storm in another process invalidated the VMM's memory (0 events of its mm in"
+        " their ranges)",
+    )  # fmt: skip
+    assert storm_checks(comparison)["base"][0] == "failed"
+    assert any("v1: 0 of 12 calls of the storm in another process" in note for note in comparison.traced_notes)
 
 
 def test_its_cost_is_told_from_the_measured_boot_of_the_same_seed(simulated: Simulated) -> None:

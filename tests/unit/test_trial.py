@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulate import recording_bytes
 
-from orchestrator.experiment import Cell, Guest, Storm, TargetSpec
+from orchestrator.experiment import Cell, Guest, LinuxGuest, Storm, TargetSpec
 from orchestrator.plan import Trial
 from orchestrator.results import Outcome, TrialResult
 from orchestrator.target.target import CONSOLE, INITRAMFS, RECORDING, STATUS, Ending, Evidence, Job
@@ -307,9 +307,12 @@ def test_the_program_knows_every_option_and_every_value() -> None:
     storm = Storm(op="munmap", placement="outside", size_kib=4)
     for option in options(Cell("x", Guest(rounds=1), storm)):
         assert f'{{ "{option[2:]}", required_argument' in source, option
+    settings = "".join(path.read_text() for name in ("vmm", "vmm_run") for path in (GUESTS / name).glob("*.c"))
+    for option in options(Cell("x", LinuxGuest(), storm)):
+        assert f'"{option[2:]}"' in settings, option
     values = [
         value
-        for cls in (Guest, Storm)
+        for cls in (Guest, LinuxGuest, Storm)
         for name, kind in get_type_hints(cls).items()
         for value in literal_values(kind)
         if name != "kind"
