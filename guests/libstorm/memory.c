@@ -43,18 +43,19 @@ static uint8_t *inside(const struct mailbox_areas *told, uint64_t gpa, uint64_t 
 void areas_find(struct areas *areas, const struct settings *settings, const struct mailbox *box)
 {
 	struct mailbox_areas told = box->areas;
-	const struct mailbox_trial *trial = &box->trial;
-	uint64_t pages = trial->mem_bytes / trial->stride_bytes;
+	const struct params *params = &settings->params;
+	uint64_t pages = params->mem_bytes / params->stride_bytes;
 	uint8_t *start = guest_hva(told.start_gpa, told.bytes);
 
 	errno = 0;
 	die_if(!start, "the guest's reserved memory, %#llx bytes at gpa %#llx, is not in one memslot",
 	       (unsigned long long)told.bytes, (unsigned long long)told.start_gpa);
-	areas->samples = inside(&told, told.samples_gpa, pages * trial->rounds * sizeof(struct rec_fault), start);
+	areas->samples = inside(&told, told.samples_gpa, pages * params->rounds * sizeof(struct rec_fault), start);
 	areas->frames = (uint64_t *)inside(&told, told.frames_gpa, settings->faults == FAULTS_BOTH ?
-					   trial->mem_bytes / PAGE_BYTES * sizeof(uint64_t) : 0, start);
-	areas->mem = inside(&told, told.mem_gpa, trial->mem_bytes + trial->adjacent_bytes, start);
-	areas->disjoint = inside(&told, told.disjoint_gpa, trial->disjoint_bytes, start);
+					   params->mem_bytes / PAGE_BYTES * sizeof(uint64_t) : 0, start);
+	areas->mem = inside(&told, told.mem_gpa,
+			    params->mem_bytes + settings_storm_bytes(settings, STORM_ADJACENT), start);
+	areas->disjoint = inside(&told, told.disjoint_gpa, settings_storm_bytes(settings, STORM_DISJOINT), start);
 	shared = is_shared(start);
 	/* A huge host page would turn 512 faults into one; a VMM may have asked for them. */
 	if (settings->faults == FAULTS_BOTH)
