@@ -14,7 +14,20 @@ from typing import get_args
 
 import click
 
-from orchestrator import __version__, cache, cli_engine, cli_lab, cli_nights, doctor, experiment, image, plan, proc, run
+from orchestrator import (
+    __version__,
+    again,
+    cache,
+    cli_engine,
+    cli_lab,
+    cli_nights,
+    doctor,
+    experiment,
+    image,
+    plan,
+    proc,
+    run,
+)
 from orchestrator.analysis import stopping
 from orchestrator.analysis.model import COMPARISON_FILE, Comparison, from_json
 from orchestrator.errors import (
@@ -188,12 +201,12 @@ def trial_command(
 ) -> int:
     """Run trial ID of RUN once more, in RUN/reruns/, and compare the recordings; or just one round of it."""
     if case is None and op is None and number is None:
-        result, folder, same = run.repeat_trial(run_folder.absolute(), trial_id, Reporter())
+        result, folder, same = again.repeat_trial(run_folder.absolute(), trial_id, Reporter())
         compared = "recording: {} the first one, byte for byte"
     elif case is None or op is None or number is None:
         raise UserError("--case, --op and --round name one round together", hint="give all three, or none")
     else:
-        result, folder, same = run.replay_round(run_folder.absolute(), trial_id, case, op, number, Reporter())
+        result, folder, same = again.replay_round(run_folder.absolute(), trial_id, case, op, number, Reporter())
         compared = "round: {} the first one, in how the access ended and in stale pages and their content"
     click.echo(f"trial {trial_id} ({result.cell}, {result.arm}): {result.outcome} {printable(result.reason)}")
     for line in result.trace:

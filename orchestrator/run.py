@@ -5,14 +5,13 @@ Each step leaves its result in the run's folder before the next begins, so a run
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator import cache, doctor, engine, experiment, image, linuxguest, plan, proc, selftests, stale, trials
+from orchestrator import cache, doctor, engine, experiment, image, linuxguest, plan, proc, selftests, trials
 from orchestrator.analysis import analyse, samples, stopping, tracedsamples
 from orchestrator.analysis.built import Kernel
 from orchestrator.analysis.model import Comparison
@@ -20,7 +19,7 @@ from orchestrator.bench import Bench, RunningKernel, make_emulator
 from orchestrator.doctor import Accel
 from orchestrator.engine import LocalRunner, Runner, facts, kit
 from orchestrator.errors import StoreError, UserError
-from orchestrator.experiment import Experiment, StaleCase, StaleOp
+from orchestrator.experiment import Experiment
 from orchestrator.image import Guests
 from orchestrator.kernel import arms, build, keep, source
 from orchestrator.kernel.build import BuiltKernel
@@ -29,12 +28,12 @@ from orchestrator.kernel.source import KernelTree
 from orchestrator.lab import selection
 from orchestrator.lab.types import LabHost
 from orchestrator.linuxguest import LinuxKit
-from orchestrator.manifest import make_manifest, provenance
-from orchestrator.plan import Plan, Trial
+from orchestrator.manifest import Manifest, make_manifest, provenance
+from orchestrator.plan import Plan
 from orchestrator.progress import Reporter
 from orchestrator.report import write
-from orchestrator.results import Outcome, TrialResult
-from orchestrator.store import MANIFEST, RECORDING, Store
+from orchestrator.results import Outcome
+from orchestrator.store import MANIFEST, Store
 from orchestrator.target import labtarget, local, qemu
 from orchestrator.target.pool import NoMachineLeft
 from orchestrator.target.target import Target
@@ -99,11 +98,33 @@ def run(
     ``update``: a new run takes the newest that the kernel's sources have, not what the cache has of them.
     Raises :class:`UserError` before anything is built if it cannot work, :class:`StageError` if a stage fails.
     """
-    began = time.monotonic()
     setting = settle(experiment.load(config), reporter, cluster)
+    return carry_out(prepare(setting, jobs, command, reporter, cluster), results, reporter, update, cluster)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A setting with the guest programs and the manifest of its run.
+
+    ``began`` is of the monotonic clock. ``jobs``: None for as many as there is room for. ``packed`` is the VMM of Linux
+    guests, None without such.
+    """
+
+    began: float
+    setting: Setting
+    jobs: int | None
+    guests: Guests
+    packed: Packed | None
+    manifest: Manifest
+
+
+def prepare(
+    setting: Setting, jobs: int | None, command: Sequence[str], reporter: Reporter, cluster: Cluster | None = None
+) -> Prepared:
+    """What a run is, before its first kernel is built. Raises :class:`UserError`."""
+    began = time.monotonic()
     if cluster is None:
         jobs = engine.choose_jobs(setting.experiment, setting.accel, jobs, len(setting.hosts))
-    seeds = setting.plan.seeds
     guests = image.build_guests(reporter.say)
     packed = linuxguest.pack(setting.experiment, reporter.say)
     manifest = make_manifest(
@@ -111,14 +132,22 @@ def run(
         command,
         setting.accel,
         setting.accel_why,
-        seeds,
+        setting.plan.seeds,
         guests_id=guests.content_id,
         machines=[host.identity for host in setting.hosts],
         lab_fragments=selection.fragments(setting.experiment),
         qemu=None if cluster is None else cluster.qemu_version(),
         linux_guest=linuxguest.identify(setting.experiment, packed),
     )
-    with Store.open_or_create(results.absolute(), setting.experiment, manifest) as store:
+    return Prepared(began, setting, jobs, guests, packed, manifest)
+
+
+def carry_out(
+    ready: Prepared, results: Path, reporter: Reporter, update: bool = False, cluster: Cluster | None = None
+) -> Finished:
+    """Build, run the trials, report; see :func:`run`."""
+    setting, guests, jobs = ready.setting, ready.guests, ready.jobs
+    with Store.open_or_create(results.absolute(), setting.experiment, ready.manifest) as store:
         done = store.finished_trials()
         room = f"{jobs or 'as many as there is room for'} at a time"
         reporter.say(_opening(store, setting, len(done), room))
@@ -131,7 +160,7 @@ def run(
             _refuse_another_kernel(store, kernel, bool(done))
             store.save(f"kernels/{kernel.arm}.json", kernel)
             keep.keep_config(store, kernel)
-        linux = prepare_linux(setting.experiment, store, guests, kernels, packed, reporter, tree)
+        linux = prepare_linux(setting.experiment, store, guests, kernels, ready.packed, reporter, tree)
         tests = selftests.build(setting.experiment, tree, store.run / "patches", reporter)
         selftests.save(store, tests)
         runner = make_runner(setting, guests, kernels, tests, linux, reporter, store, cluster)
@@ -147,7 +176,7 @@ def run(
         reporter.say("writing the report")
         finished = report(store)
         store.finish(finished.comparison.status)
-        reporter.say(time_split(time.monotonic() - began, kernels, trials_seconds))
+        reporter.say(time_split(time.monotonic() - ready.began, kernels, trials_seconds))
         return finished
 
 
@@ -359,94 +388,11 @@ def report(store: Store) -> Finished:
 
 def redraw(run_folder: Path) -> Finished:
     """``orch report``: make the report of a run again, from its recordings."""
-    return report(_existing(run_folder))
+    return report(existing(run_folder))
 
 
-def repeat_trial(run_folder: Path, trial_id: str, reporter: Reporter) -> tuple[TrialResult, Path, bool | None]:
-    """``orch trial``: run one trial of a run again, in ``reruns/`` beside it.
-
-    Returns the result, its folder, and whether the recording is the same byte for byte (None if there is none).
-    """
-    again = _prepare_again(run_folder, trial_id, reporter)
-    result = again.run(None)
-    before = next((item for item in again.store.finished_trials() if item.id == trial_id), None)
-    if before is None or not before.recording_sha256 or not result.recording_sha256:
-        return result, again.folder, None
-    return result, again.folder, before.recording_sha256 == result.recording_sha256
-
-
-def replay_round(
-    run_folder: Path, trial_id: str, case: StaleCase, op: StaleOp, number: int, reporter: Reporter
-) -> tuple[TrialResult, Path, bool | None]:
-    """``orch trial --round``: run just one round of a stale-mapping check again, preempting at the same moment.
-
-    Returns as :func:`repeat_trial` does; the same is a round that ended in the same way with the same stale pages of
-    the same content. Raises :class:`UserError` if the trial has no such round.
-    """
-    store = _existing(run_folder)
-    first = stale.read(store.trial_dir(trial_id) / RECORDING).find(case, op, number)
-    if first is None:
-        raise UserError(f"trial {trial_id} has no round {number} of case {case} by {op}")
-    again = _prepare_again(run_folder, trial_id, reporter)
-    result = again.run(first)
-    if not result.recording_sha256:
-        return result, again.folder, None
-    (new,) = stale.read(again.folder / RECORDING).rounds
-    return result, again.folder, (new.ending, new.stale) == (first.ending, first.stale)
-
-
-@dataclass(frozen=True)
-class _Again:
-    """A trial that is ready to run once more, in a folder of its own."""
-
-    store: Store
-    item: Trial
-    bench: Bench
-    folder: Path
-    rerun: str
-
-    def run(self, only: stale.Round | None) -> TrialResult:
-        try:
-            with self.bench.hold((self.item,)):
-                return self.bench.run(self.item, self.folder, self.rerun, only)
-        finally:
-            self.bench.close()
-
-
-def _prepare_again(run_folder: Path, trial_id: str, reporter: Reporter) -> _Again:
-    store = _existing(run_folder)
-    chosen = store.load(EXPERIMENT, Experiment)
-    planned = store.load(PLAN, Plan)
-    found = next((item for item in planned.trials if item.id == trial_id), None)
-    if found is None:
-        last = planned.trials[-1].id
-        raise UserError(f"run {run_folder.name} has no trial {trial_id}: they go from {planned.trials[0].id} to {last}")
-    setting = settle(chosen, reporter)
-    guests = image.build_guests(reporter.say)
-    kernels: list[BuiltKernel] = []
-    if chosen.builds_kernels:
-        kernel = store.load(f"kernels/{found.arm}.json", BuiltKernel)
-        if kernel.build == "failed":
-            raise StoreError(f"the kernel of arm {found.arm} did not compile", log=kernel.log)
-        if kernel.vmlinux is None or not kernel.vmlinux.exists():
-            raise StoreError(
-                f"the kernel of arm {found.arm} is no longer in the cache", hint=f"orch build {chosen.path}"
-            )
-        kernels.append(kernel)
-    linux = linuxguest.load(store, chosen, guests, _guest_kernels(store, chosen))
-    bench = make_bench(setting, guests, kernels, selftests.load(store, chosen), linux, reporter)
-    folder = store.path(f"reruns/{trial_id}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}/x").parent
-    rerun = proc.quote(["orch", "trial", run_folder, trial_id])
-    return _Again(store, found, bench, folder, rerun)
-
-
-def _guest_kernels(store: Store, chosen: Experiment) -> tuple[BuiltKernel, ...]:
-    """The base's kernel, which Linux guests run in every arm's trials."""
-    name = f"kernels/{chosen.base.name}.json"
-    return (store.load(name, BuiltKernel),) if (store.run / name).exists() else ()
-
-
-def _existing(run_folder: Path) -> Store:
+def existing(run_folder: Path) -> Store:
+    """A run that the user named. Raises :class:`UserError` if it is none."""
     if not (run_folder / MANIFEST).is_file():
         raise UserError(f"{run_folder} is not a run: it has no {MANIFEST}", hint="name a folder inside results/")
     return Store.read(run_folder)

@@ -18,7 +18,7 @@ import pytest
 import simulated_orch
 from simulated_orch import write_config
 
-from orchestrator import run, store
+from orchestrator import again, run, store
 from orchestrator.errors import StoreError, TargetError, UserError
 from orchestrator.experiment import load
 from orchestrator.kernel.build import BuiltKernel
@@ -252,7 +252,7 @@ def with_kernels(mixed: tuple[run.Finished, str], tmp_path: Path) -> Iterator[Pa
 def test_a_repeated_trial_is_compared_with_the_first(with_kernels: Path) -> None:
     said = io.StringIO()
     before = (with_kernels / "trials/000/recording.bin").read_bytes()
-    result, folder, same = run.repeat_trial(with_kernels, "000", Reporter(said))
+    result, folder, same = again.repeat_trial(with_kernels, "000", Reporter(said))
     assert (result.outcome, same) == (Outcome.OK, True)
     assert folder.parent == with_kernels / "reruns" and (folder / "recording.bin").read_bytes() == before
     assert (with_kernels / "trials/000/recording.bin").read_bytes() == before
@@ -261,29 +261,29 @@ def test_a_repeated_trial_is_compared_with_the_first(with_kernels: Path) -> None
 def test_a_repeated_trial_that_differs_says_so(with_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = simulated_orch.make_recording
     monkeypatch.setattr(simulated_orch, "make_recording", lambda arm, cell, seed: original(arm, cell, seed + 1))
-    assert run.repeat_trial(with_kernels, "000", Reporter(io.StringIO()))[2] is False
+    assert again.repeat_trial(with_kernels, "000", Reporter(io.StringIO()))[2] is False
 
 
 def test_a_repeated_crash_is_a_crash_again(with_kernels: Path) -> None:
-    result, folder, same = run.repeat_trial(with_kernels, "003", Reporter(io.StringIO()))
+    result, folder, same = again.repeat_trial(with_kernels, "003", Reporter(io.StringIO()))
     assert (result.outcome, same) == (Outcome.PANIC, None) and "Kernel panic" in (folder / "console.log").read_text()
 
 
 def test_what_cannot_be_repeated(with_kernels: Path, tmp_path: Path) -> None:
     quiet = Reporter(io.StringIO())
     with pytest.raises(UserError, match="has no trial 999: they go from 000 to 006"):
-        run.repeat_trial(with_kernels, "999", quiet)
+        again.repeat_trial(with_kernels, "999", quiet)
     with pytest.raises(UserError, match=r"has no trial \.\./\.\./x"):
-        run.repeat_trial(with_kernels, "../../x", quiet)
+        again.repeat_trial(with_kernels, "../../x", quiet)
     with pytest.raises(StoreError, match="arm broken did not compile") as caught:
-        run.repeat_trial(with_kernels, "006", quiet)
+        again.repeat_trial(with_kernels, "006", quiet)
     assert "'x' undeclared" in caught.value.render()
     (tmp_path / "vmlinux").unlink()
     with pytest.raises(StoreError, match="kernel of arm base is no longer in the cache") as caught:
-        run.repeat_trial(with_kernels, "000", quiet)
+        again.repeat_trial(with_kernels, "000", quiet)
     assert (caught.value.hint or "").startswith("orch build ")
     with pytest.raises(UserError, match="is not a run"):
-        run.repeat_trial(tmp_path, "000", quiet)
+        again.repeat_trial(tmp_path, "000", quiet)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
