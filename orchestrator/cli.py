@@ -69,7 +69,7 @@ def cli(debug: bool) -> None:
 
 
 @cli.command("run")
-@config_argument
+@click.argument("configs", metavar="CONFIG...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--results", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder of all runs."
 )
@@ -77,15 +77,24 @@ def cli(debug: bool) -> None:
 @click.option("--gate", is_flag=True, help="Exit with 3 if something regressed or a check failed.")
 @cli_engine.engine_options
 def run_command(
-    config: Path, results: Path, jobs: int | None, gate: bool, engine: str | None, patience: float | None
+    configs: Sequence[Path], results: Path, jobs: int | None, gate: bool, engine: str | None, patience: float | None
 ) -> int:
     """Run the experiment in CONFIG: build the kernels, run the trials, write the report.
 
     A run that was interrupted goes on where it was when the same command is given again.
+
+    Several CONFIGs run one after the other, each as a run of its own, all of them read and checked before the first
+    one builds anything. Then a page in RESULTS/beside/ shows them side by side, and the exit code is the worst of
+    theirs (2, 1, 3, 0). Given again, the command leaves out those that have ended, until all have.
     """
     reporter = Reporter()
+    command = ["orch", *sys.argv[1:]]
+    if len(configs) > 1:
+        return cli_nights.run_several(
+            configs, results, jobs, command, reporter, lambda: cli_engine.open_cluster(engine, patience, reporter), gate
+        )
     with cli_engine.open_cluster(engine, patience, reporter) as cluster:
-        finished = run.run(config, results, jobs, ["orch", *sys.argv[1:]], reporter, cluster=cluster)
+        finished = run.run(configs[0], results, jobs, command, reporter, cluster=cluster)
     click.echo((finished.run / "report.txt").read_text("utf-8"))
     click.echo(f"report: {finished.run / 'report.html'}")
     if finished.failed_stage:

@@ -1,4 +1,4 @@
-"""Commands about many runs: ``orch nightly``, ``history``, ``compare`` and ``export``."""
+"""Commands about many runs: ``orch nightly``, ``history``, ``compare``, ``beside`` and ``export``; several configs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import click
 from orchestrator import cli_engine
 from orchestrator.analysis.model import METRICS, Metric
 from orchestrator.errors import EXIT_GATE, EXIT_OK, UserError
-from orchestrator.nights import catalogue, chronicle, compare, history, nightly, page
+from orchestrator.nights import besidepage, catalogue, chronicle, compare, history, nightly, page, several
+from orchestrator.nights.beside import side_by_side
 from orchestrator.progress import Reporter
 
 results_option = click.option(
@@ -116,6 +117,51 @@ def compare_command(before: Path, after: Path, gate: bool) -> int:
     return EXIT_GATE if gate and found.worse else EXIT_OK
 
 
+@click.command("beside")
+@click.argument(
+    "folders", metavar="RUN RUN...", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for beside.html and beside.txt; the page links to the runs by relative paths.",
+)
+def beside_command(folders: Sequence[Path], output: Path) -> int:
+    """Show RUNs side by side, as `orch run CONFIG CONFIG` does: each cell and metric in a column for each run.
+
+    Nothing is refused: in what the runs differ is said, first what is more than their target.
+    """
+    if len(folders) < 2:
+        raise UserError("side by side takes two runs or more", hint="orch beside RUN RUN --output FOLDER")
+    runs = [catalogue.open_run(folder.absolute()) for folder in folders]
+    written, text = besidepage.write(side_by_side(runs), output.absolute())
+    click.echo(text.read_text("utf-8"))
+    click.echo(f"page: {written}")
+    return EXIT_OK
+
+
+def run_several(
+    configs: Sequence[Path],
+    results: Path,
+    jobs: int | None,
+    command: Sequence[str],
+    reporter: Reporter,
+    open_cluster: several.OpenCluster,
+    gate: bool,
+) -> int:
+    """``orch run`` of several configs."""
+    found = several.run_all(configs, results.absolute(), jobs, command, reporter, open_cluster)
+    if found.page is not None:
+        written, text = found.page
+        click.echo(text.read_text("utf-8"))
+        for part in found.parts:
+            if part.run is not None:
+                click.echo(f"report: {part.run.folder / 'report.html'}")
+        click.echo(f"page: {written}")
+    return found.exit_code(gate)
+
+
 @click.command("export")
 @click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--kcidb", "form", flag_value="kcidb", required=True, help="KCIDB's JSON: checkouts, builds, tests.")
@@ -129,4 +175,4 @@ def export_command(run_folder: Path, form: str, origin: str, url: str) -> int:
     return EXIT_OK
 
 
-COMMANDS = (nightly_command, history_command, compare_command, export_command)
+COMMANDS = (nightly_command, history_command, compare_command, beside_command, export_command)

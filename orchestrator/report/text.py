@@ -50,14 +50,14 @@ def render(comparison: Comparison, provenance: Provenance) -> str:
         _again(provenance),
     )
     lines = [line for part in sections if part for line in (*part, "")]
-    return "\n".join(_fit(line) for line in lines[:-1]) + "\n"
+    return "\n".join(fit(line) for line in lines[:-1]) + "\n"
 
 
 def _head(comparison: Comparison) -> list[str]:
     title = f"{comparison.name}: run {comparison.run}, {comparison.accel}, {comparison.status}"
     said = (*standing(comparison), *comparison.headlines)
     rule = "=" * WIDTH
-    return [rule, *_wrap(title, "", "    "), rule, *(line for text in said for line in _wrap(text, "", "    "))]
+    return [rule, *wrap(title, "", "    "), rule, *(line for text in said for line in wrap(text, "", "    "))]
 
 
 def _table(comparison: Comparison) -> list[str]:
@@ -68,7 +68,7 @@ def _table(comparison: Comparison) -> list[str]:
     lines.append("-" * WIDTH)
     lines.append(f"  {'':{NAME}}" + "".join(f" {head:>{width}}" for head, width in HEADS))
     for cell in comparison.cells:
-        lines += [*_wrap(f"{cell.name}: {where(cell)}", "", "    ")]
+        lines += [*wrap(f"{cell.name}: {where(cell)}", "", "    ")]
         for arm in comparison.arms:
             lines += _row(comparison, cell.name, arm.name)
         lines += _verdicts(comparison, cell.name)
@@ -78,13 +78,11 @@ def _table(comparison: Comparison) -> list[str]:
 def _row(comparison: Comparison, cell: str, arm: str) -> list[str]:
     found = comparison.summary(cell, arm)
     if found.latency is None:
-        return _wrap(f"{arm:{NAME}} {found.outcome}", "  ", "    ")
+        return wrap(f"{arm:{NAME}} {found.outcome}", "  ", "    ")
     values = [microseconds(getattr(found.latency, name)) for name in COLUMNS]
     values.append(per_fault(found.retries_per_fault))
     cells = "".join(f" {value:>{width}}" for value, (_, width) in zip(values, HEADS, strict=True))
-    note = (
-        [] if found.outcome == "ok" else _wrap(f"({found.boots} good boots, others: {found.outcome})", "    ", "    ")
-    )
+    note = [] if found.outcome == "ok" else wrap(f"({found.boots} good boots, others: {found.outcome})", "    ", "    ")
     name = clean(arm).translate(ASCII)
     # A long name gets a line of its own, so that columns stay columns.
     head = [f"  {name:{NAME}}{cells}"] if len(name) <= NAME else [f"  {name}", f"  {'':{NAME}}{cells}"]
@@ -95,14 +93,14 @@ def _verdicts(comparison: Comparison, cell: str) -> list[str]:
     ours = [item for item in comparison.verdicts if item.cell == cell]
     if len(ours) <= ARMS_IN_FULL:
         said = [f"{item.arm} {item.verdict}: {item.summary}{_sees(comparison, item)}" for item in ours]
-        return [line for text in said for line in _wrap(text, "  => ", "     ")]
+        return [line for text in said for line in wrap(text, "  => ", "     ")]
     groups: dict[tuple[str, str], list[CellComparison]] = {}
     for item in ours:
         groups.setdefault((item.verdict, _sees(comparison, item)), []).append(item)
     lines = []
     for (verdict, sees), group in groups.items():
         arms = ", ".join(f"{item.arm}{_figures(item)}" for item in group)
-        lines += _wrap(f"{verdict}: {arms}{sees}", "  => ", "     ")
+        lines += wrap(f"{verdict}: {arms}{sees}", "  => ", "     ")
     return lines
 
 
@@ -130,7 +128,7 @@ def _guest_side(comparison: Comparison) -> list[str]:
     lines += ["-" * WIDTH, f"  {'':{NAME}}" + "".join(f" {head:>{width}}" for head, width in GUEST_HEADS)]
     for cell in comparison.cells:
         rows = [item for item in comparison.summaries if item.cell == cell.name and item.symptoms is not None]
-        lines += _wrap(cell.name, "", "    ") if rows else []
+        lines += wrap(cell.name, "", "    ") if rows else []
         for item in rows:
             values = guest_figures(item)[: len(GUEST_HEADS)]
             cells = "".join(f" {value:>{width}}" for value, (_, width) in zip(values, GUEST_HEADS, strict=True))
@@ -138,7 +136,7 @@ def _guest_side(comparison: Comparison) -> list[str]:
         for arm in comparison.arms[1:]:
             moved = [item for item in comparison.symptoms if (item.cell, item.arm) == (cell.name, arm.name)]
             said = ", ".join(f"{change(item)} {item.verdict}" for item in moved)
-            lines += _wrap(f"{arm.name}: {said}", "  => ", "     ") if said else []
+            lines += wrap(f"{arm.name}: {said}", "  => ", "     ") if said else []
     return lines
 
 
@@ -151,14 +149,14 @@ def _traced(comparison: Comparison) -> list[str]:
     lines += ["(observed by the host kernel's tracepoints)", "-" * WIDTH]
     lines.append(f"{'% of time':16}" + "".join(f"{HEADS_OF_CAUSES[cause]:>8}" for cause in CAUSES))
     for cell in dict.fromkeys(boot.cell for boot in comparison.traced):
-        lines += _wrap(cell, "", "    ")
+        lines += wrap(cell, "", "    ")
         lines += [line for boot in comparison.traced if boot.cell == cell for line in _traced_rows(boot)]
-    return lines + [line for note in comparison.traced_notes for line in _wrap(note, "  ", "    ")]
+    return lines + [line for note in comparison.traced_notes for line in wrap(note, "  ", "    ")]
 
 
 def _traced_rows(boot: TracedBoot) -> list[str]:
     if not boot.covered:
-        return _wrap(f"{boot.arm}: no fault is covered", "  ", "    ")
+        return wrap(f"{boot.arm}: no fault is covered", "  ", "    ")
     rows = {
         "all": [f"{part * 100:.1f}" for part in boot.of_all],
         "slowest": [f"{part * 100:.1f}" for part in boot.of_slowest],
@@ -182,18 +180,18 @@ def _stale(comparison: Comparison) -> list[str]:
     for arm, said in zip(comparison.arms, arm_lines(comparison), strict=True):
         first = next((item for item in comparison.stale if item.arm == arm.name and item.status == "failed"), None)
         mark = f"{arm.name}: " if first is None else f"{arm.name} STALE: "
-        lines += _wrap(mark + said.removeprefix(f"{arm.name}: "), "  ", "    ")
+        lines += wrap(mark + said.removeprefix(f"{arm.name}: "), "  ", "    ")
         if first is not None:
-            lines += _wrap(f"first: {first.label}, {first.first}", "    ", "      ")
+            lines += wrap(f"first: {first.label}, {first.first}", "    ", "      ")
             lines += _command(first.rerun, "    again: ")
     missed = sum(item.status == "not covered" for item in comparison.stale)
     if missed:
-        lines += _wrap(f"NOT COVERED: {missed} of {len(comparison.stale)} cases of all arms", "  ", "    ")
+        lines += wrap(f"NOT COVERED: {missed} of {len(comparison.stale)} cases of all arms", "  ", "    ")
     names = tuple(f"{arm.name} " for arm in comparison.arms)
     many = len(names) > ARMS_IN_FULL + 1
     # What is said of an arm is in its line already, but for the count.
     notes = [note for note in comparison.stale_notes if not (many and note.startswith(names))]
-    return lines + [line for note in notes for line in _wrap(note, "  ", "    ")]
+    return lines + [line for note in notes for line in wrap(note, "  ", "    ")]
 
 
 def _checks(comparison: Comparison) -> list[str]:
@@ -226,7 +224,7 @@ def _check_lines(group: Sequence[CheckResult]) -> list[str]:
     first, arms = group[0], list(dict.fromkeys(item.arm for item in group if item.arm))
     place = ", ".join(part for part in (first.cell, *arms) if part)
     more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
-    return _wrap(f"{first.status.upper()} {place}: {first.why}{more}", "    ", "      ")
+    return wrap(f"{first.status.upper()} {place}: {first.why}{more}", "    ", "      ")
 
 
 def _failures(failures: Sequence[FailedTrial]) -> list[str]:
@@ -238,10 +236,10 @@ def _failures(failures: Sequence[FailedTrial]) -> list[str]:
     lines = ["Trials that did not end well", "-" * WIDTH] if alike else []
     for item, *others in alike.values():
         more = f" (and so in trials {', '.join(other.trial for other in others)})" if others else ""
-        lines += _wrap(f"{item.trial} {item.cell}, {item.arm}: {item.outcome}: {item.reason}{more}", "  ", "    ")
+        lines += wrap(f"{item.trial} {item.cell}, {item.arm}: {item.outcome}: {item.reason}{more}", "  ", "    ")
         shown = item.trace or item.console_tail
         lines += [f"    | {line}" for line in shown[:TRACE_LINES]]
-        lines += _wrap(f"log: {item.console}", "    ", "      ")
+        lines += wrap(f"log: {item.console}", "    ", "      ")
         lines += _command(item.rerun, "    again: ")
     return lines
 
@@ -251,7 +249,7 @@ def _kernels(comparison: Comparison) -> list[str]:
     for arm in comparison.arms:
         what = ", ".join(arm.patches) or "no patch"
         state = arm.release if arm.build == "ok" else f"build {arm.build}" if arm.build == "failed" else "not built"
-        lines += _wrap(f"{arm.name}: {state}; {what}", "  ", "    ")
+        lines += wrap(f"{arm.name}: {state}; {what}", "  ", "    ")
         if arm.vmlinux_sha256:
             lines.append(f"    vmlinux {arm.vmlinux_sha256[:16]}")
         lines += [f"    | {line}" for line in arm.error.splitlines()]
@@ -261,14 +259,14 @@ def _kernels(comparison: Comparison) -> list[str]:
 def _again(provenance: Provenance) -> list[str]:
     lines = ["To repeat", "-" * WIDTH, *_command(provenance.command, "  ")]
     for label, value in provenance.rows:
-        lines += _wrap(f"{label}: {value}", "  ", "    ")
+        lines += wrap(f"{label}: {value}", "  ", "    ")
     return lines
 
 
 def _section(title: str, texts: Sequence[str]) -> list[str]:
     if not texts:
         return []
-    return [title, "-" * WIDTH, *(line for text in texts for line in _wrap(text, "  ", "    "))]
+    return [title, "-" * WIDTH, *(line for text in texts for line in wrap(text, "  ", "    "))]
 
 
 def _command(command: str, indent: str) -> list[str]:
@@ -281,13 +279,14 @@ def _command(command: str, indent: str) -> list[str]:
     return [*(f"{line} \\" for line in lines[:-1]), *lines[-1:]]
 
 
-def _wrap(text: str, first: str, later: str) -> list[str]:
+def wrap(text: str, first: str, later: str) -> list[str]:
+    """A paragraph in lines of the width, foreign text made harmless; ``first`` and ``later`` are their indents."""
     # No break between a figure and its percent sign.
     flat = re.sub(r"(?<=\d) %", "%", clean(text.replace("\n", " ")).translate(ASCII))
     return textwrap.wrap(flat, WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
 
 
-def _fit(line: str) -> str:
+def fit(line: str) -> str:
     """The last word on width and alphabet: console lines are cut, anything outside ASCII becomes a question mark."""
     safe = clean(line).expandtabs(8).translate(ASCII).encode("ascii", "replace").decode("ascii").rstrip()
     return safe if len(safe) <= WIDTH else safe[: WIDTH - 3] + "..."

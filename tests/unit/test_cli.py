@@ -99,7 +99,7 @@ def test_all_mistakes_of_a_config_at_once(orch: Orch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("run",), "Missing argument 'CONFIG'"),
+        (("run",), "Missing argument 'CONFIG...'"),
         (("run", "/nowhere.yaml"), "/nowhere.yaml"),
         (("run", "x.yaml", "--jobs", "0"), "--jobs"),
         (("plan",), "CONFIG is missing"),
