@@ -10,7 +10,7 @@ import base64
 import io
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,6 +22,10 @@ from orchcli import Run
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+
+from orchestrator.nights import catalogue
+from orchestrator.nights.beside import side_by_side
+from orchestrator.nights.besidepage import write
 
 pytestmark = [pytest.mark.kernel, pytest.mark.qemu, pytest.mark.network, pytest.mark.browser]
 
@@ -147,6 +151,22 @@ def test_it_fits_and_can_be_read_unfolded_as_well(browser: Browser, page: Path, 
     assert open_folds(browser) > 0
     check_width(browser, WIDTHS[width])
     assert browser.ask(POOR, SMALLEST_PX)[1] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("theme", THEMES)
+def test_runs_side_by_side_fit_the_width_and_can_be_read(
+    browser: Browser, quickstart: Run, planted: Run, tmp_path: Path, width: str, theme: str
+) -> None:
+    runs = [catalogue.open_run(run.folder) for run in (quickstart, planted, quickstart)]
+    runs[2] = replace(runs[2], folder=runs[2].folder.with_name("again"))
+    page, _ = write(side_by_side(runs), tmp_path)
+    browser.show(page, width, theme)
+    check_width(browser, WIDTHS[width])
+    seen, poor = browser.ask(POOR, SMALLEST_PX)
+    assert seen > 100 and poor == []
+    assert browser.picture(f"beside-{width}-{theme}").shape[1] == WIDTHS[width]
+    assert browser.ask("return document.querySelectorAll('.chip.improved').length") > 2
 
 
 def check_width(browser: Browser, width: int) -> None:

@@ -24,8 +24,10 @@ from orchestrator.engine.cluster import Cluster, whole_blocks
 from orchestrator.engine.kit import Kit
 from orchestrator.errors import EngineError, StoreError, TargetError, UserError
 from orchestrator.experiment import Arm, TargetSpec, load
+from orchestrator.nights import several
 from orchestrator.plan import make_plan
 from orchestrator.progress import Reporter
+from orchestrator.report import plots
 from orchestrator.results import Outcome, TrialResult
 from orchestrator.store import Store
 from orchestrator.target.pool import LabPool, NoMachineLeft
@@ -109,6 +111,20 @@ def test_the_report_names_the_workers(engine: str, tmp_path: Path) -> None:
     names = {item.name for item in facts.load(folder)}
     assert names and f"workers: {', '.join(sorted(names))}: " in (folder / "report.txt").read_text()
     assert json.loads((folder / "summary.json").read_text())["status"] == "complete"
+
+
+def test_several_configs_run_one_after_the_other(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "draw_all", lambda *_: ())
+    config = write_config(tmp_path, cells=1)
+    other = config.with_name("other.yaml")
+    other.write_text(config.read_text().replace("accel: icount", "accel: tcg"))
+    reporter = Reporter(io.StringIO())
+    found = several.run_all(
+        [config, other], tmp_path / "results", None, ["orch"], reporter, lambda: Cluster(engine, 10, reporter.say)
+    )
+    assert found.exit_code(False) == 0 and found.page is not None
+    assert [part.run.manifest.accel for part in found.parts if part.run is not None] == ["icount", "tcg"]
+    assert all(facts.load(part.run.folder) for part in found.parts if part.run is not None)
 
 
 def test_a_recording_of_any_size_comes_in_pieces(
