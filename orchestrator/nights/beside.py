@@ -288,7 +288,10 @@ def _agree(found: Beside) -> Iterator[str]:
         kinds = {row.cell: [item.verdict for item in row.verdicts if item] for row in whole}
         same = [cell for cell, said in kinds.items() if len(set(said)) == 1]
         against = [cell for cell, said in kinds.items() if {"improved", "regressed"} <= set(said)]
+        alike = [cell for cell, said in kinds.items() if cell not in same and len({*said} - {"inconclusive"}) == 1]
         line = f"{arm}: in {len(same)} of {len(rows)} cells all {len(found.columns)} runs have the same verdict"
+        if alike:
+            line += f"; in {len(alike)} more some are inconclusive and the others agree"
         if against:
             line += f"; OPPOSITE verdicts in {', '.join(against)}"
         if len(whole) < len(rows):

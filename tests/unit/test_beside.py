@@ -305,6 +305,10 @@ def test_opposite_verdicts_are_said(pair: list[Run]) -> None:
 
     same = side_by_side([with_verdict(one, "improved"), with_verdict(other, "improved")])
     assert "v1: in 2 of 2 cells all 2 runs have the same verdict" in same.sentences[1]
+    half = side_by_side([with_verdict(one, "improved"), with_verdict(other, "inconclusive")])
+    assert half.sentences[1].endswith(
+        "v1: in 1 of 2 cells all 2 runs have the same verdict; in 1 more some are inconclusive and the others agree"
+    )
     against = side_by_side([with_verdict(one, "improved"), with_verdict(other, "regressed")])
     assert against.sentences[1].startswith("v1: in 1 of 2 cells")
     assert "OPPOSITE verdicts in cell0" in against.sentences[1]
