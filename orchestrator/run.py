@@ -265,7 +265,7 @@ def build_kernels(
             extra=selection.fragments(chosen),
             image=selection.needs_image(chosen),
         )
-    for line in describe_kernels(kernels):
+    for line in build.describe(kernels):
         reporter.say(line)
     return kernels
 
@@ -286,23 +286,6 @@ def prepare_linux(
     base = arms.make_ready(chosen.base, tree.path, store.run / "patches" / chosen.base.name).arm
     linuxguest.save(store, packed, linuxguest.build_kernel(chosen, tree, base, reporter.say))
     return linuxguest.load(store, chosen, guests, kernels)
-
-
-def describe_kernels(kernels: Sequence[BuiltKernel]) -> tuple[str, ...]:
-    """A line for each kernel: what its build cost, and for the later arms what share of the first's that is."""
-    first = kernels[0].build_seconds
-    lines = []
-    for kernel in kernels:
-        if kernel.build == "failed":
-            lines.append(f"kernel {kernel.arm}: DOES NOT COMPILE: {kernel.error}\n  log: {kernel.log}")
-            continue
-        share = f", {kernel.build_seconds / first:.0%} of {kernels[0].arm}'s" if kernel is not kernels[0] else ""
-        how = "built before, in" if kernel.cached else "built in"
-        lines.append(
-            f"kernel {kernel.arm}: {kernel.release}, {how} {kernel.build_seconds:.0f} s{share};"
-            f" vmlinux {kernel.vmlinux_sha256[:16]}"
-        )
-    return tuple(lines)
 
 
 def make_target(setting: Setting, guests: Guests) -> Target:

@@ -313,3 +313,20 @@ def _kept(plan: _Plan, *, cached: bool, image: bool = False) -> BuiltKernel | No
         log=folder / "build.log",
         error="",
     )
+
+
+def describe(kernels: Sequence[BuiltKernel]) -> tuple[str, ...]:
+    """A line for each kernel: what its build cost, and for the later arms what share of the first's that is."""
+    first = kernels[0].build_seconds
+    lines = []
+    for kernel in kernels:
+        if kernel.build == "failed":
+            lines.append(f"kernel {kernel.arm}: DOES NOT COMPILE: {kernel.error}\n  log: {kernel.log}")
+            continue
+        share = f", {kernel.build_seconds / first:.0%} of {kernels[0].arm}'s" if kernel is not kernels[0] else ""
+        how = "built before, in" if kernel.cached else "built in"
+        lines.append(
+            f"kernel {kernel.arm}: {kernel.release}, {how} {kernel.build_seconds:.0f} s{share};"
+            f" vmlinux {kernel.vmlinux_sha256[:16]}"
+        )
+    return tuple(lines)

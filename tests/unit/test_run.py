@@ -21,6 +21,7 @@ from simulated_orch import write_config
 from orchestrator import again, run, store
 from orchestrator.errors import StoreError, TargetError, UserError
 from orchestrator.experiment import load
+from orchestrator.kernel import build
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.plan import make_plan
 from orchestrator.progress import Reporter
@@ -297,7 +298,7 @@ def kernel(arm: str, seconds: float, cached: bool = False, error: str = "") -> B
 
 
 def test_the_cost_of_each_kernel_is_told() -> None:
-    lines = run.describe_kernels(
+    lines = build.describe(
         [kernel("base", 200), kernel("v1", 18), kernel("v2", 20, True), kernel("v3", 2, error="mmu.c:3: error")]
     )
     assert lines[0] == "kernel base: 5.10.262, built in 200 s; vmlinux abababababababab"
