@@ -69,15 +69,25 @@ def connect(host: LabHost) -> SshTransport:
             hint=f"put the public key into ~{host.user}/.ssh/authorized_keys on {host.address}",
         ) from error
     except paramiko.SSHException as error:
-        if "not found in known_hosts" in str(error):
-            raise NotTrusted(
-                f"{host.known_hosts} has no key of {host.name} ({host.address}, port {host.port})",
-                hint=f"{scan} >>{shlex.quote(str(host.known_hosts))}, and compare what it wrote with the machine's",
-            ) from error
-        raise Cut(str(error)) from error
+        raise _named(error, host, scan) from error
     except (OSError, EOFError) as error:
         raise Cut(str(error) or type(error).__name__) from error
     return SshTransport(connection, host.deadlines.answer_s)
+
+
+def _named(error: paramiko.SSHException, host: LabHost, scan: str) -> NotTrusted | Cut:
+    """What Paramiko has no class of its own for, by its words."""
+    if "not found in known_hosts" in str(error):
+        return NotTrusted(
+            f"{host.known_hosts} has no key of {host.name} ({host.address}, port {host.port})",
+            hint=f"{scan} >>{shlex.quote(str(host.known_hosts))}, and compare what it wrote with the machine's",
+        )
+    if "No authentication methods available" in str(error):
+        return NotTrusted(
+            f"the lab file says agent: true for {host.name}, and no ssh-agent with a key is at hand",
+            hint="ssh-add -l, which needs SSH_AUTH_SOCK as this command does",
+        )
+    return Cut(str(error))
 
 
 class SshTransport:

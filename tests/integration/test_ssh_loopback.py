@@ -13,7 +13,7 @@ import pytest
 from orchcli import check_samples, orch, run
 from sshserver import SshServer, ssh_server
 
-from orchestrator import kvmdev, lab
+from orchestrator import kvmdev, lab, proc
 from orchestrator.lab import connection
 from orchestrator.lab.remote import CannotWrite, NoSuchFile, NotTrusted
 from orchestrator.lab.types import LabHost
@@ -88,9 +88,31 @@ def test_a_host_with_another_key_or_none_is_not_trusted(server: SshServer, tmp_p
         connection.connect(_with(good, key=tmp_path / "other"))
 
 
-def _with(host: LabHost, **changes: Path) -> LabHost:
+def test_a_key_may_stay_with_the_agent(server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    socket = tmp_path / "agent"
+    host = _with(described(server), key=None, agent=True)
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+    with proc.start([proc.require("ssh-agent", "openssh-client"), "-D", "-a", socket], log=tmp_path / "log"):
+        end = time.monotonic() + 10
+        while not socket.exists():
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        with pytest.raises(NotTrusted, match="no ssh-agent with a key is at hand"):
+            connection.connect(host)
+        other = tmp_path / "other"
+        proc.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other])
+        proc.run(["ssh-add", "-q", other])
+        with pytest.raises(NotTrusted, match="here does not accept any key of the agent"):
+            connection.connect(host)
+        proc.run(["ssh-add", "-q", server.key])
+        transport = connection.connect(host)
+        assert transport.run(("true",), deadline_s=20).returncode == 0
+        transport.close()
+
+
+def _with(host: LabHost, **changes: object) -> LabHost:
     values = {name: getattr(host, name) for name in host.__dataclass_fields__}
-    return LabHost(**(values | changes))
+    return LabHost(**(values | changes))  # type: ignore[arg-type]
 
 
 def config(server: SshServer, folder: Path, rounds: int, cells: str, boots: int) -> Path:
