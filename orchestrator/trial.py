@@ -263,9 +263,10 @@ def classify(evidence: Evidence, folder: Path) -> tuple[Outcome, str, tuple[str,
         return Outcome.NOT_RUN, evidence.note, _last(console)
     if evidence.ending == "wall-deadline" or status.deadline:
         clock = "its own" if status.deadline else "wall"
-        where = "while the program ran" if status.pid1 else "before PID 1"
+        # Of a lab machine that is silent nobody knows how far it came; the note says what was seen.
+        where = ", while the program ran" if status.pid1 else "" if evidence.machine else ", before PID 1"
         note = f" ({evidence.note})" if evidence.note else ""
-        return Outcome.HANG, f"no end within the deadline ({clock} time), {where}{note}", _last(console)
+        return Outcome.HANG, f"no end within the deadline ({clock} time){where}{note}", _last(console)
     if evidence.ending == "killed" and evidence.note:
         return Outcome.LOST, evidence.note, _last(console)
     if evidence.ending == "killed":
