@@ -183,6 +183,7 @@ class Machine:
         """Quarantine the machine; ``reason`` goes on after its name. Raises :class:`MachineGone`, always."""
         state = self._journal.state if self._journal is not None else "reachable"
         journal.quarantine(self.host, reason, self.clock.utc(), state)
+        self.say(f"quarantined: it {reason}")  # Now: a run that goes on elsewhere ends well, and says no more of it.
         raise MachineGone(
             f"{self.host.name} is quarantined: it {reason}",
             hint=f"look after {self.host.name}, then: orch lab release {self.host.name}",

@@ -438,6 +438,7 @@ def test_the_host_never_comes_back(lab: Lab) -> None:
     assert result.machine_lost.startswith("rack1 is quarantined: it does not come back to 6.1.0-18-amd64")
     assert "SysRq over the console: no console_break" in lab.quarantine
     assert "power command: exited with 1: power" in lab.quarantine
+    assert f"rack1: quarantined: it {lab.quarantine}" in lab.said
     with pytest.raises(MachineGone, match=r"rack1 is in quarantine since .*does not come back"):
         lab.new_target().contact()
     (entry,) = status.release("rack1")
