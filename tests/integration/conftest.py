@@ -45,7 +45,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LabVm, ...]]
     image = lab_image(cache_dir(), print)
     with lab_hosts(image, tmp_path_factory.mktemp("lab"), ("lab1", "lab2")) as hosts:
         for host in hosts:
-            host.await_ssh(image.release)
+            host.await_first_boot()
         yield hosts
 
 

@@ -66,9 +66,17 @@ class LabVm:
             time.sleep(0.2)
         return found
 
-    def ssh(self, command: str, *, deadline_s: float = 60.0, accept: tuple[int, ...] = (0,), stdin: bytes = b"") -> str:
+    def ssh(
+        self,
+        command: str,
+        *,
+        deadline_s: float = 60.0,
+        accept: tuple[int, ...] = (0,),
+        stdin: bytes = b"",
+        connect_s: int = 30,
+    ) -> str:
         """Run a shell command on the host, by OpenSSH's own client, past the proxy; its output."""
-        argv = [*self._client("ssh", "-p"), "root@127.0.0.1", command]
+        argv = [*self._client("ssh", "-p", connect_s), "root@127.0.0.1", command]
         return proc.run(argv, deadline_s=deadline_s, accept=accept, stdin=stdin).stdout
 
     def copy(self, source: Path, to: str) -> None:
@@ -93,11 +101,20 @@ class LabVm:
         found = ""
         while time.monotonic() < end:
             with contextlib.suppress(Exception):
-                found = self.ssh("uname -r", deadline_s=30).strip()
+                found = self.ssh("uname -r", deadline_s=30, connect_s=8).strip()
             if found and release in ("", found):
                 return found
             time.sleep(0.5)
         raise AssertionError(f"{self.name}: no {release or 'answer'} by SSH ({found}):\n{self.console()[-3000:]}")
+
+    def await_first_boot(self) -> None:
+        """Wait for the known-good kernel after power-on. On a machine of many other loads QEMU's PCI bus was once seen
+        to stand still in the middle of its probing: then off and on again."""
+        try:
+            self.await_ssh(self.image.release, BOOT_S / 2)
+        except AssertionError:
+            self.power_cycle()
+            self.await_ssh(self.image.release)
 
     def restore(self) -> None:
         """Let the known-good kernel run, one that refuses no kexec; restart the machine if it does not."""
@@ -125,7 +142,7 @@ class LabVm:
             **replaced,
         }
 
-    def _client(self, program: str, port_option: str) -> list[str]:
+    def _client(self, program: str, port_option: str, connect_s: int = 30) -> list[str]:
         options = {
             "UserKnownHostsFile": str(self.folder.parent / "known_hosts"),
             "HostKeyAlias": self.name,
@@ -134,7 +151,7 @@ class LabVm:
             "StrictHostKeyChecking": "yes",
             "BatchMode": "yes",
             "LogLevel": "ERROR",
-            "ConnectTimeout": "5",
+            "ConnectTimeout": str(connect_s),
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
         return [proc.require(program, "openssh-client"), "-F", "none", *words, port_option, str(self.port)]
@@ -153,7 +170,7 @@ def lab_file(folder: Path, *hosts: tuple[LabVm, dict[str, object]], **defaults: 
         # Two cores of this machine are all cores of two hosts, and of whatever else runs here.
         "max_load": 1.5,
         # QEMU's own network takes connections for a host that is down, and lets them wait: a short attempt costs less.
-        "deadlines": {"connect_s": 5, "boot_s": 150, "return_s": 150},
+        "deadlines": {"connect_s": 8, "boot_s": 150, "return_s": 150},
     }
     entries = {vm.name: vm.entry(**replaced) for vm, replaced in hosts}
     document = {"fragments": [str(FRAGMENT)], "defaults": shared | defaults, "hosts": entries}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from labhosts import LabVm
 from labruns import UNDER_TEST, await_measuring, finished, going, lab_config
 from orchcli import Run, check_samples
 
+from orchestrator.kernel.build import BuiltKernel
 from orchestrator.results import Outcome
 
 pytestmark = [
@@ -24,6 +26,22 @@ pytestmark = [
 ]
 
 Hosts = tuple[LabVm, ...]
+# What df calls available leaves root some; [-]: not the command that looks for it.
+FILL = """
+fallocate -l $(df -B1 --output=avail / | tail -1) /filler1; dd if=/dev/zero of=/filler2 bs=1M
+(while pgrep -f '[-]-rounds'; do sleep 0.2; done; rm /filler1 /filler2) >/dev/null 2>&1 &
+"""
+YEAR_S = 365 * 86400
+OTHER_KEXEC = rb"""#!/bin/sh
+for word do
+	shift
+	case $word in
+	/var/orch/files/*) word=/root/other ;;
+	esac
+	set -- "$@" "$word"
+done
+exec kexec.real "$@"
+"""
 
 
 def test_cuts_of_the_cable_cost_no_trial(lab: Hosts, tmp_path: Path) -> None:
@@ -65,6 +83,54 @@ def test_killed_while_a_host_is_in_a_kernel_under_test_the_next_run_brings_it_ba
     assert re.search(r"lab2: was left testing by .*; bringing it back to ", again.ended.text)
     assert {item.outcome for item in again.results.values()} == {Outcome.OK} and len(again.results) == 2
     assert kept.stat().st_mtime_ns == age and first.items() <= _recordings(again).items()
+
+
+def test_another_kernel_than_the_arms_is_never_measured(
+    lab: Hosts, lab_kernels: dict[str, BuiltKernel], tmp_path: Path
+) -> None:
+    """The host's kexec loads v1 whatever it is told. Both kernels have the same `uname -r`."""
+    host, other = lab[0], lab_kernels["v1"]
+    assert other.vmlinux is not None and other.release == lab_kernels["base"].release
+    host.copy(other.vmlinux, "/root/other")
+    host.ssh("cd /usr/sbin && mv kexec kexec.real && cat >kexec && chmod 755 kexec", stdin=OTHER_KEXEC)
+    try:
+        done = finished(lab_config(tmp_path / "wrong", (host, {})))
+    finally:
+        host.restore()
+        host.ssh("cd /usr/sbin && mv kexec.real kexec")
+    assert done.ended.code == 2, done.ended.text
+    result = done.results["quiet", "base"]
+    assert result.outcome is Outcome.NOT_RUN and result.reason.startswith("wrong kernel: lab1 runs "), result.reason
+    assert other.build_id in result.reason or other.release in result.reason
+    assert not (done.trial("quiet", "base") / "recording.bin").exists()
+
+
+def test_a_clock_that_jumps_by_a_year_is_no_event(lab: Hosts, tmp_path: Path) -> None:
+    host = lab[1]
+    start = len(host.console())
+    with going(lab_config(tmp_path / "clock", (host, {}), rounds=60)) as run:
+        await_measuring(host, start)
+        before = float(host.ssh(f"date +%s; date -s @$(($(date +%s) + {YEAR_S})) >/dev/null").split()[0])
+        done = run.ended()
+    assert abs(before - time.time()) < 86400, "the host's clock was right before"
+    assert done.ended.code == 0 and done.results["quiet", "base"].outcome is Outcome.OK, done.ended.text
+    assert 0 < done.results["quiet", "base"].wall_seconds < 900
+    check_samples(done)
+
+
+def test_a_disk_that_fills_up_in_a_trial_fails_that_trial_only(lab: Hosts, tmp_path: Path) -> None:
+    """Whatever filled it is removed as soon as the program has failed: else there is no room for the next trial."""
+    host = lab[1]
+    start = len(host.console())
+    config = lab_config(tmp_path / "filled", (host, {}), arms=("base", "v1"), rounds=60)
+    with going(config) as run:
+        await_measuring(host, start)
+        host.ssh(FILL, deadline_s=120)
+        done = run.ended()
+    assert done.ended.code == 2, done.ended.text
+    first, second = sorted(done.results.values(), key=lambda item: item.id)
+    assert first.outcome is Outcome.FAILED and "No space left on device" in first.reason, first
+    assert second.outcome is Outcome.OK and first.recording_sha256 == "" != second.recording_sha256
 
 
 def _recordings(done: Run) -> dict[str, str]:
