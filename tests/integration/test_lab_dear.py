@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from labhosts import LabVm
-from labruns import UNDER_TEST, await_measuring, finished, going, lab_config
-from orchcli import Run, check_samples
+from labruns import UNDER_TEST, await_measuring, finished, going, lab_config, running_config
+from orchcli import Run, check_samples, orch
 
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.results import Outcome
@@ -83,6 +84,42 @@ def test_killed_while_a_host_is_in_a_kernel_under_test_the_next_run_brings_it_ba
     assert re.search(r"lab2: was left testing by .*; bringing it back to ", again.ended.text)
     assert {item.outcome for item in again.results.values()} == {Outcome.OK} and len(again.results) == 2
     assert kept.stat().st_mtime_ns == age and first.items() <= _recordings(again).items()
+
+
+def test_a_host_that_never_comes_back_is_quarantined_and_its_block_runs_elsewhere(lab: Hosts, tmp_path: Path) -> None:
+    """It switches itself off in the middle of the block's first trial, and its power command does nothing."""
+    lost, other = lab
+    dead = {
+        "power": ["/bin/false"],
+        "console_break": None,
+        "deadlines": {"connect_s": 5, "answer_s": 10, "boot_s": 150, "return_s": 20},
+    }
+    config = lab_config(tmp_path / "gone", (lost, dead), (other, {}), arms=("base", "v1"), rounds=20, deadline_s=60)
+    start = len(lost.console())
+    with going(config) as run:
+        await_measuring(lost, start)
+        lost.ssh("(sleep 0.5; poweroff) >/dev/null 2>&1 &")
+        done = run.ended()
+    assert done.ended.code == 0, done.ended.text
+    assert {(item.outcome, item.machine) for item in done.results.values()} == {(Outcome.OK, other.name)}
+    check_samples(done)
+    assert "lab1: quarantined: it does not come back to " in done.ended.text and len(done.results) == 2
+    # What happened on the machine that was lost is kept, but does not count.
+    (superseded,) = done.folder.glob("superseded/*/result.json")
+    first = json.loads(superseded.read_text())
+    assert (first["machine"], first["outcome"]) == (lost.name, "hang") and "does not answer" in first["reason"]
+    assert first["machine_lost"].startswith("lab1 is quarantined: it does not come back to ")
+    status = orch("lab", "status")
+    assert f"{lost.described().id}: QUARANTINED" in status.out, status.text
+    # The next run leaves it alone, until somebody says otherwise.
+    alone = running_config(tmp_path / "alone", lost)
+    refused = finished(alone)
+    assert refused.ended.code == 2 and "is in quarantine since" in refused.ended.text, refused.ended.text
+    lost.power_cycle()
+    lost.await_ssh(lost.image.release)
+    assert orch("lab", "release", lost.described().id).code == 0
+    again = finished(alone)
+    assert again.ended.code == 0 and again.results["quiet", "running"].machine == lost.name, again.ended.text
 
 
 def test_another_kernel_than_the_arms_is_never_measured(
