@@ -22,6 +22,7 @@ import itertools
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,20 +149,24 @@ class Store:
 
     def begin_trial(self, trial_id: str) -> Path:
         """An empty folder for a trial that starts now; what an interrupted attempt left there is gone."""
-        final = self.trial_dir(trial_id)
-        running = final.with_name(f".{trial_id}.tmp")
+        running = self._running(trial_id)
         _remove(running)
         running.mkdir()
         return running
 
     def finish_trial(self, result: TrialResult, written_sha256: str | None = None) -> Path:
-        """Put ``result`` into the trial's running folder and move the folder in place, all or nothing.
+        """:meth:`seal` a trial and put it in place, all or nothing."""
+        self.seal(result, written_sha256)
+        self.publish([result.id])
+        return self.trial_dir(result.id)
+
+    def seal(self, result: TrialResult, written_sha256: str | None = None) -> None:
+        """Put ``result`` into the trial's running folder, and all of that on disk.
 
         ``written_sha256`` is of the recording as this process has just written it; without it the file is read again.
         Raises :class:`StoreError` if the recording there is not the one that ``result`` names.
         """
-        final = self.trial_dir(result.id)
-        running = final.with_name(f".{result.id}.tmp")
+        running = self._running(result.id)
         if result.recording_sha256:
             there = file_sha256(running / RECORDING) if written_sha256 is None else written_sha256
             if there != result.recording_sha256:
@@ -176,10 +181,16 @@ class Store:
             if path.is_file() and not path.is_symlink():
                 _sync(path)
         _sync(running)
-        _remove(final)
-        running.rename(final)
-        _sync(final.parent)
-        return final
+
+    def publish(self, trial_ids: Sequence[str]) -> None:
+        """Move sealed trials in place, each all or nothing, and as close to one another as can be."""
+        for trial_id in trial_ids:
+            _remove(self.trial_dir(trial_id))
+            self._running(trial_id).rename(self.trial_dir(trial_id))
+        _sync(self.run / "trials")
+
+    def _running(self, trial_id: str) -> Path:
+        return self.trial_dir(trial_id).with_name(f".{trial_id}.tmp")
 
     def set_aside(self, trial_id: str) -> None:
         """Keep a finished trial that is about to be replaced, in ``superseded/``; nothing if there is none."""

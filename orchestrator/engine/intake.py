@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Intake:
         self._pool = ThreadPoolExecutor(threads, "intake")
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._closed = False
+        self._one_block = threading.Lock()
 
     def ended(self, future: distributed.Future) -> None:
         """Called by Dask when a task has ended."""
@@ -113,8 +115,12 @@ class Intake:
                 for trial, packed in zip(unit.left, done.parcels, strict=False)
             )
             for result in results:
-                self._store.set_aside(result.id)
-                self._store.finish_trial(result, written_sha256=result.recording_sha256)
+                self._store.seal(result, written_sha256=result.recording_sha256)
+            # Whoever kills this process now leaves at most one block half there, which is run again whole.
+            with self._one_block:
+                for result in results:
+                    self._store.set_aside(result.id)
+                self._store.publish([result.id for result in results])
         except ShippingError as error:
             return Failed(done.worker, error.what, None, ())
         except OSError as error:

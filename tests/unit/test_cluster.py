@@ -194,13 +194,13 @@ def test_a_worker_does_not_wait_for_the_clients_disk(
     notes, begun = tmp_path / "notes", list[int]()
     monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: NotingTarget(notes))
 
-    def finish(self: Store, item: TrialResult, written_sha256: str | None = None) -> Path:
+    def seal_later(self: Store, item: TrialResult, written_sha256: str | None = None) -> None:
         time.sleep(0.3)
         begun.append(len(notes.read_text().splitlines()))
-        return finish_trial(self, item, written_sha256)
+        seal(self, item, written_sha256)
 
-    finish_trial = Store.finish_trial
-    monkeypatch.setattr(Store, "finish_trial", finish)
+    seal = Store.seal
+    monkeypatch.setattr(Store, "seal", seal_later)
     folder, _ = go(write_config(tmp_path, cells=1), engine, 1)
     assert begun == [2, 2] and len(results_of(folder)) == 2
 
@@ -208,17 +208,17 @@ def test_a_worker_does_not_wait_for_the_clients_disk(
 def test_a_disk_that_fails_ends_the_run(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
 ) -> None:
-    def finish(self: Store, item: TrialResult, written_sha256: str | None = None) -> Path:
+    def fail(self: Store, item: TrialResult, written_sha256: str | None = None) -> None:
         if item.id == "001":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return finish_trial(self, item, written_sha256)
+        seal(self, item, written_sha256)
 
-    finish_trial = Store.finish_trial
+    seal = Store.seal
     config = write_config(tmp_path, boots=2)
-    monkeypatch.setattr(Store, "finish_trial", finish)
+    monkeypatch.setattr(Store, "seal", fail)
     with pytest.raises(StoreError, match=r"cannot keep a trial that was run elsewhere: .*No space left"):
         go(config, engine, 1)
-    monkeypatch.setattr(Store, "finish_trial", finish_trial)
+    monkeypatch.setattr(Store, "seal", seal)
     folder, said = go(config, engine)
     assert f"going on with {folder} (1 of 8 trials are done)" in said and len(results_of(folder)) == 8
 

@@ -217,14 +217,19 @@ def test_the_client_is_killed_and_the_same_command_goes_on(machines: Machines, c
     argv += ["--results", str(config.parent / "results"), "--engine", machines.engine]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        wait_until(lambda: len(list(config.parent.glob("results/*/trials/[0-9]*/result.json"))) >= 2)
+        wait_until(lambda: [path for path in stored(config) if partner(path).exists()])
         process.send_signal(signal.SIGKILL)
-    times = {path: path.stat().st_mtime_ns for path in config.parent.glob("results/*/trials/[0-9]*/result.json")}
+    times = {path: path.stat().st_mtime_ns for path in stored(config)}
     client = Client(config, machines.engine)
     finished = client.end()
     check_whole(finished, machines, config)
     whole = {path: time for path, time in times.items() if partner(path) in times}
     assert whole and {path: path.stat().st_mtime_ns for path in whole} == whole, "a whole block was run again"
+
+
+def stored(config: Path) -> list[Path]:
+    """The results that are in place."""
+    return list(config.parent.glob("results/*/trials/[0-9]*/result.json"))
 
 
 def partner(result: Path) -> Path:
