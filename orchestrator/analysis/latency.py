@@ -74,7 +74,8 @@ def retries(recording: Recording) -> int | None:
     A Linux guest also programs its timer while it measures, by MSR writes that nothing counts: one for each interrupt
     that it takes (``irq_injections``: its ticks are nearly all of them; of an interrupt that another vCPU sends, the
     write that sends it). So many are taken off there. What its kernel and other programs fault in besides is in
-    ``exits`` and ``pf_fixed`` alike, and their retries are counted here as well. Traced boots are the proof: the
+    ``exits`` and ``pf_fixed`` alike, and their retries are counted here as well. Under shadow paging every switch of its
+    page tables is an exit that nothing counts either: None. Traced boots are the proof: the
     exits by reason, and the check ``attribution``, which holds this number against the attempts by trace.
 
     Since 5.19 (1075d41efdfe, "Expand and clean up page fault stats") the kernel counts faults themselves:
@@ -95,6 +96,8 @@ def retries(recording: Recording) -> int | None:
         emulated = recording.counter("insn_emulation")
         others = sum(_moved(recording, name) for name in NOT_FAULTS)
         if recording.counter(LINUX_GUEST) is not None:
+            if not recording.header.tdp:
+                return None
             others += _moved(recording, "irq_injections")
         others += emulated if emulated is not None else _moved(recording, "mmio_exits")
         left = (every or 0) - fixed - others

@@ -77,6 +77,14 @@ def test_the_exits_of_the_guests_timer_are_no_retries() -> None:
     assert latency.retries(recorded({"irq_injections": 40}, retries=300)) == 300
 
 
+def test_under_shadow_paging_its_retries_cannot_be_told() -> None:
+    """Its switches of page tables are exits, too, and nothing counts them."""
+    shadow, flat = recorded(counters(1), retries=300), recorded({}, retries=300)
+    for found in (shadow, flat):
+        object.__setattr__(found, "header", replace(found.header, tdp=False))
+    assert latency.retries(shadow) is None and latency.retries(flat) == 300
+
+
 def test_a_kernel_that_counts_faults_itself_needs_no_correction() -> None:
     more = counters(1, injections=40) | {"pf_taken": 1300, "pf_emulate": 0, "pf_spurious": 0, "pf_guest": 0}
     assert latency.retries(recorded(more, others=40)) == 300
