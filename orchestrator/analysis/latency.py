@@ -74,9 +74,9 @@ def retries(recording: Recording) -> int | None:
     A Linux guest also programs its timer while it measures, by MSR writes that nothing counts: one for each interrupt
     that it takes (``irq_injections``: its ticks are nearly all of them; of an interrupt that another vCPU sends, the
     write that sends it). So many are taken off there. What its kernel and other programs fault in besides is in
-    ``exits`` and ``pf_fixed`` alike, and their retries are counted here as well. Under shadow paging every switch of its
-    page tables is an exit that nothing counts either: None. Traced boots are the proof: the
-    exits by reason, and the check ``attribution``, which holds this number against the attempts by trace.
+    ``exits`` and ``pf_fixed`` alike, and their retries are counted here as well. Under shadow paging every switch of
+    its page tables is an exit without a count, too: None. Traced boots are the proof: the exits by reason, and the
+    check ``attribution``, which holds this number against the attempts by trace.
 
     Since 5.19 (1075d41efdfe, "Expand and clean up page fault stats") the kernel counts faults themselves:
     ``pf_taken``, less those ``pf_fixed``, emulated, spurious, or passed on to the guest.
