@@ -139,7 +139,8 @@ def make_kit(
     kernel = own if spec.fragments else next((item for item in kernels if item.arm == chosen.base.name), None)
     vmlinux = None if kernel is None or spec.kernel == "arm" else kernel.vmlinux
     if spec.kernel != "arm" and (vmlinux is None or not vmlinux.exists()):
-        raise StoreError("the kernel of the Linux guests is no longer in the cache", hint=f"orch build {chosen.path}")
+        again = "run" if spec.fragments else "build"
+        raise StoreError("the kernel of the Linux guests is not in the cache", hint=f"orch {again} {chosen.path}")
     return LinuxKit(spec, packed, vmm.folder(packed), vmlinux, guests)
 
 

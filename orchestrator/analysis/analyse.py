@@ -173,8 +173,12 @@ def cell_info(cell: Cell) -> CellInfo:
 
 
 def _control(cell: Cell) -> Literal["", "quiet", "other-process", "overlap"]:
-    """What a cell controls for by its retries, of which faults that KVM is not asked about have none to count."""
-    if isinstance(cell.guest, LinuxGuest) and cell.guest.faults == "guest":
+    """What a cell controls for by its retries.
+
+    Where a Linux guest drops pages itself, nothing: KVM is asked about none of the faults, or (``both``) its counters
+    also have what the guest's kernel faults in while the host discards page by page, between the measured faults.
+    """
+    if isinstance(cell.guest, LinuxGuest) and cell.guest.faults != "host":
         return ""
     if cell.storm is None:
         return "quiet"
