@@ -19,6 +19,9 @@ void leave_cgroup(void);
 /* Nothing to read, and output to a file. */
 void detach_streams(const char *output);
 
+/* Make a folder the root of this process and its children; the working directory becomes /trial in it. */
+void enter_root(const char *root);
+
 int run(int argc, char **argv);
 int stop(const char *dir);
 

@@ -3,8 +3,9 @@
  * Run one program on a lab machine so that nothing but the machine itself can take it away: in a session of its own,
  * out of the cgroup of the SSH session, with a deadline on this machine's clock.
  *
- *	lab_agent run --dir DIR --deadline SECONDS --log whole|new [--cpus 2,3] -- PROGRAM ARGUMENT...
+ *	lab_agent run --dir DIR --deadline SECONDS --log whole|new [--cpus 2,3] [--root ROOT] -- PROGRAM ...
  *
+ * With --root the program sees ROOT as / and DIR as its /trial (root.c).
  * Returns once the program's keeper runs; with 3 if one was started in DIR before. In DIR it leaves:
  *
  *	started		empty: made before anything else
@@ -38,6 +39,7 @@
 
 struct job {
 	const char *dir;
+	const char *root;
 	double deadline_s;
 	bool whole_log;
 	cpu_set_t cpus;
@@ -138,7 +140,8 @@ static void parse(struct job *job, int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "dir", required_argument, NULL, 'd' }, { "deadline", required_argument, NULL, 's' },
-		{ "log", required_argument, NULL, 'l' }, { "cpus", required_argument, NULL, 'c' }, { NULL, 0, NULL, 0 },
+		{ "log", required_argument, NULL, 'l' }, { "cpus", required_argument, NULL, 'c' },
+		{ "root", required_argument, NULL, 'r' }, { NULL, 0, NULL, 0 },
 	};
 	int key;
 
@@ -152,6 +155,8 @@ static void parse(struct job *job, int argc, char **argv)
 			job->whole_log = !strcmp(optarg, "whole");
 		else if (key == 'c')
 			take_cpus(job, optarg);
+		else if (key == 'r')
+			job->root = optarg;
 		else
 			_exit(1);	/* getopt has said what is wrong */
 	}
@@ -243,6 +248,8 @@ static pid_t start_program(const struct job *job, int *output)
 		dup2(pipe_fds[1], STDOUT_FILENO);
 		dup2(pipe_fds[1], STDERR_FILENO);
 		die_if(job->pinned && sched_setaffinity(0, sizeof(job->cpus), &job->cpus), "sched_setaffinity to --cpus");
+		if (job->root)
+			enter_root(job->root);
 		execv(job->words[0], job->words);
 		die("exec of %s", job->words[0]);
 	}

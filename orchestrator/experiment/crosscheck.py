@@ -240,11 +240,14 @@ def _linux_guest(document: Document, parts: Parts) -> None:
     spec = parts.linux_guest
     if spec is None:
         return
-    if parts.target is not None and parts.target.kind != "qemu":
+    if parts.target is not None and parts.target.kind == "local":
         document.problem(
-            ("target", "kind"), "qemu for cells with guest.kind: linux, whose VMM goes into the host's initramfs",
+            ("target", "kind"), "qemu or ssh for cells with guest.kind: linux, whose VMM gets a root of its own",
             Shown(parts.target.kind),
         )  # fmt: skip
+    elif parts.target is not None and parts.target.kind == "ssh" and parts.kernel == KernelSpec((), ()):
+        # Of sources without fragments, or the other way round, _kernel() speaks.
+        document.problem(("kernel", "sources"), "at least one source, for the kernel of the guests", Shown("none"))
     if not spec.is_qemu and spec.arguments == QEMU_ARGUMENTS:
         document.problem(("linux_guest",), f"the key 'arguments' with vmm: {spec.vmm}", None)
     if spec.kernel == ():

@@ -26,17 +26,20 @@ class Started:
     boot_id: str
 
 
-def start(machine: Machine, words: Sequence[str], deadline_s: float, whole_log: bool) -> Started:
+def start(
+    machine: Machine, words: Sequence[str], deadline_s: float, whole_log: bool, root: str | None = None
+) -> Started:
     """Start ``words`` (a program's path on the host and its arguments) in a new folder there.
 
-    ``whole_log``: keep what the kernel has logged since it booted, not only from now on. Raises :class:`NotRun`,
-    :class:`Cut`.
+    ``whole_log``: keep what the kernel has logged since it booted, not only from now on. With ``root`` the program's
+    path is one below that folder (:mod:`orchestrator.lab.root`). Raises :class:`NotRun`, :class:`Cut`.
     """
     folder = f"{machine.folder}/trials/{machine.lease.token}-{next(_unique)}"
     machine.save("testing", trial=folder)
     machine.expect(("mkdir", "--parents", "--", folder))
     options = ["--dir", folder, "--deadline", f"{deadline_s:g}", "--log", "whole" if whole_log else "new"]
     options += ["--cpus", ",".join(map(str, machine.host.cpus))] if machine.host.cpus else []
+    options += ["--root", root] if root is not None else []
     reply = machine.link.run((machine.agent, "run", *options, "--", *words), root=True)
     if reply.returncode not in (0, EXIT_STARTED):
         raise NotRun(f"the program cannot be started: {reply.said}")

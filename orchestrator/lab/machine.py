@@ -169,7 +169,8 @@ class Machine:
         names = self.link.insist(lambda transport: transport.names(f"{self.folder}/files"), self.answer_s)
         keep = self.agent.rpartition("/")[2]
         old = [f"{self.folder}/files/{name}" for name in names if name != keep]
-        self.link.run(("rm", "-rf", "--", *old, f"{self.folder}/trials"), root=True)
+        # Roots hold links to these files, which alone would keep their blocks.
+        self.link.run(("rm", "-rf", "--", *old, f"{self.folder}/roots", f"{self.folder}/trials"), root=True)
         self.expect(("mkdir", "-p", "--", f"{self.folder}/trials"))
         free = self._free_bytes()
         if free < need:

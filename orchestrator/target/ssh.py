@@ -19,7 +19,7 @@ from orchestrator import proc
 from orchestrator.errors import TargetError
 from orchestrator.image import Guests
 from orchestrator.kernel.build import BuiltKernel
-from orchestrator.lab import away, boot, contact, home, job, journal
+from orchestrator.lab import away, boot, contact, home, job, journal, root
 from orchestrator.lab.journal import KernelId
 from orchestrator.lab.machine import BuiltImage, Crashed, Hung, Machine, MachineGone, NotRun
 from orchestrator.lab.remote import CannotWrite, Cut
@@ -61,6 +61,14 @@ class _Course:
 
 
 @dataclass(frozen=True)
+class _Copied:
+    """A program on the machine: its path there or, with a ``root``, below that."""
+
+    path: str
+    root: str | None
+
+
+@dataclass(frozen=True)
 class SshTarget:
     """One machine. ``kernels`` are those that jobs may ask for, by their vmlinux."""
 
@@ -87,7 +95,7 @@ class SshTarget:
         Raises :class:`MachineGone` if the trial did not even begin, since the machine cannot be used any more. One that
         is lost later is in the evidence.
         """
-        if job.files or job.trace_kib:
+        if job.program == "ktest_runner" or job.trace_kib:
             raise TargetError("target: ssh runs neither selftests nor traced trials: they have a QEMU of their own")
         machine = self.machine
         started = machine.clock.monotonic()
@@ -135,7 +143,7 @@ class SshTarget:
         """Copy, boot, check, tune, wait for quiet, run, fetch."""
         machine = self.machine
         image = None if job.vmlinux is None else self._image(job.vmlinux)
-        program, files = self._copy(job, image)
+        copied, files = self._copy(job, image)
         machine.save("prepared", test=None if image is None else image.id)
         course.dumps = away.crash_dumps(machine)
         machine.outside.watch(folder / SERIAL)
@@ -149,7 +157,7 @@ class SshTarget:
         known_good, booted = machine.journal.known_good, None if image is None else image.id
         record = MachineRecord(machine.host.name, known_good, booted, machine.journal.boot_id, conditions)
         write_atomic(folder / MACHINE, to_json(record))
-        self._run_program(job, (program, *job.words, "--out", RECORDING), folder, image is not None)
+        self._run_program(job, copied, folder, image is not None)
 
     def _image(self, vmlinux: Path) -> BuiltImage:
         kernel = next(item for item in self.kernels if item.vmlinux == vmlinux)
@@ -159,28 +167,39 @@ class SshTarget:
             raise TargetError(f"{path}, which boot: {self.machine.host.boot} needs, is not there")
         return BuiltImage(path, digest, kernel.release, kernel.build_id)
 
-    def _copy(self, job: Job, image: BuiltImage | None) -> tuple[str, boot.Image]:
-        """What the trial needs, on the machine: the program's path there, and the kernel's files."""
+    def _copy(self, job: Job, image: BuiltImage | None) -> tuple[_Copied, boot.Image]:
+        """What the trial needs, on the machine: the program there, and the kernel's files."""
         machine, host = self.machine, self.machine.host
-        machine.make_room(COPIED_BYTES + (image.path.stat().st_size if image is not None else 0))
+        paths = [file.source for file in job.files] + ([] if image is None else [image.path])
+        need_bytes = COPIED_BYTES + sum(path.stat().st_size for path in paths)
+        machine.make_room(need_bytes)
         try:
-            local = self.guests.program(job.program)
-            program = machine.put(local, file_sha256(local))
+            program = self._put_program(job)
             if image is None:
                 return program, boot.Image("", "")
-            paths = []
+            there = []
             for path, digest in ((image.path, image.sha256), (host.initrd, file_sha256(host.initrd or Path()))):
-                paths.append("" if path is None else boot.install(machine.link, machine.put(path, digest)))
+                there.append("" if path is None else boot.install(machine.link, machine.put(path, digest)))
         except CannotWrite as error:
             machine.make_room(COPIED_BYTES)  # Raises MachineGone if that is why.
             raise NotRun(str(error)) from error
-        return program, boot.Image(*paths)
+        return program, boot.Image(*there)
 
-    def _run_program(self, wanted: Job, words: tuple[str, ...], folder: Path, booted: bool) -> None:
+    def _put_program(self, job: Job) -> _Copied:
+        """One program by itself, or with the files that it wants beside it in a root of its own."""
+        local = self.guests.program(job.program)
+        if not job.files:
+            return _Copied(self.machine.put(local, file_sha256(local)), None)
+        files = {file.path: file.source for file in job.files}
+        return _Copied(f"/bin/{job.program}", root.lay_out(self.machine, {f"bin/{job.program}": local, **files}))
+
+    def _run_program(self, wanted: Job, program: _Copied, folder: Path, booted: bool) -> None:
         machine = self.machine
-        note = f"# On {machine.host.name}, in an empty folder:\n"
+        words = (program.path, *wanted.words, "--out", RECORDING)
+        inside = f", with {program.root} as its root (lab_agent run --root)" if program.root else ""
+        note = f"# On {machine.host.name}, in an empty folder{inside}:\n"
         (folder / COMMAND).write_text(f"{note}{proc.quote(words)}\n")
-        started = job.start(machine, words, wanted.guest_deadline_s, whole_log=booted)
+        started = job.start(machine, words, wanted.guest_deadline_s, whole_log=booted, root=program.root)
         try:
             job.wait(machine, started, wanted.deadline_s)
         except Hung:

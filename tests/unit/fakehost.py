@@ -207,11 +207,15 @@ class FakeHost:
     def do_sync(self) -> Reply:
         return OK
 
-    def do_mv(self, _: str, source: str, to: str) -> Reply:
-        self.files[to] = self.files.pop(source)
+    def do_mv(self, *words: str) -> Reply:
+        source, to = words[-2:]
+        self.files = {
+            to + path[len(source) :] if f"{path}/".startswith(f"{source}/") else path: data
+            for path, data in self.files.items()
+        }
         return OK
 
-    do_install = do_cp = lambda self, *words: self._copy(words[-2], words[-1])
+    do_install = do_cp = do_ln = lambda self, *words: self._copy(words[-2], words[-1])
 
     def _copy(self, source: str, to: str) -> Reply:
         self.files[to] = self.files[source]

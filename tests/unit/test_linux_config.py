@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -127,10 +128,19 @@ def test_a_placeholder_stays_one_word_whatever_it_holds() -> None:
     assert words == ("run", "/k; rm", "-i", "/i {cpus}", "mem=64", "2", "-p", "a 'b' $(c)")
 
 
-@pytest.mark.parametrize("kind", ["local", "ssh"])
-def test_other_targets_are_refused_before_anything_is_built(kind: str) -> None:
-    found = problems(config(LINUX % ("", "none"), target=f"{{kind: {kind}}}"))
-    assert any("target.kind: expected qemu for cells with guest.kind: linux" in line for line in found)
+def test_the_running_kernel_is_refused_before_anything_is_built() -> None:
+    found = problems(config(LINUX % ("", "none"), target="{kind: local}"))
+    assert any("target.kind: expected qemu or ssh for cells with guest.kind: linux" in line for line in found)
+
+
+def test_a_lab_machine_needs_a_kernel_for_its_guests(tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text("")
+    target = f"{{kind: ssh, lab: {tmp_path}/lab.yaml}}"
+    text = config(LINUX % ("", "none"), target=target)
+    assert parse(text.encode(), Path("/nonexistent/experiment.yaml")).linux_guest is not None
+    without = re.sub(r"^kernel:.*?(?=^\S)", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert without != text
+    assert any("kernel.sources: expected at least one source, for the kernel" in line for line in problems(without))
 
 
 @pytest.mark.parametrize(("wrong", "shown"), [("faults: both", "'both'"), ("tdp: false", "false")])
