@@ -122,6 +122,23 @@ def test_a_host_that_never_comes_back_is_quarantined_and_its_block_runs_elsewher
     assert again.ended.code == 0 and again.results["quiet", "running"].machine == lost.name, again.ended.text
 
 
+def test_a_host_that_stands_still_in_a_trial_is_a_hang_and_fetched_back_by_its_power_switch(
+    lab: Hosts, tmp_path: Path
+) -> None:
+    host = lab[0]
+    deadlines = {"connect_s": 5, "answer_s": 10, "boot_s": 150, "return_s": 100}
+    changes: dict[str, object] = {"deadlines": deadlines, "console_break": None}
+    start = len(host.console())
+    with going(lab_config(tmp_path / "silent", (host, changes), rounds=30, deadline_s=40)) as run:
+        await_measuring(host, start)
+        host.qmp("stop")
+        done = run.ended()
+    assert host.ssh("uname -r").strip() == host.image.release
+    assert done.ended.code == 2 and "quarantined" not in done.ended.text, done.ended.text
+    result = done.results["quiet", "base"]
+    assert (result.outcome, result.machine_lost) == (Outcome.HANG, "") and "does not answer" in result.reason, result
+
+
 def test_another_kernel_than_the_arms_is_never_measured(
     lab: Hosts, lab_kernels: dict[str, BuiltKernel], tmp_path: Path
 ) -> None:
