@@ -126,6 +126,18 @@ def test_the_programs_are_static_and_whole(built: Guests, program: str) -> None:
     assert " LOAD " in segments and "INTERP" not in segments and os.access(path, os.X_OK)
 
 
+def test_the_programs_do_not_know_where_they_were_compiled(tmp_path: Path) -> None:
+    """Or another checkout would boot with another layout of its memory, and count other instructions."""
+    made = []
+    for place in ("here", "somewhere/quite/else"):
+        sources, build = tmp_path / place / "guests", tmp_path / place / "objects"
+        shutil.copytree(image.SOURCES, sources, ignore=shutil.ignore_patterns("build"))
+        wanted = [f"{build}/bin/{name}" for name in ("init", "fault_vmm", image.LIBSTORM)]
+        subprocess.run(["make", "-s", "-C", sources, f"BUILD={build}", *wanted], check=True)
+        made.append([Path(path).read_bytes() for path in wanted])
+    assert made[0] == made[1]
+
+
 def test_a_program_refuses_what_it_does_not_know(built: Guests) -> None:
     for words in (["--storm", "tornado"], ["--rounds", "0"], ["--rounds", "1x"], ["--fly"]):
         done = subprocess.run([built.fault_vmm, *words], capture_output=True, text=True, check=False)
