@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from cheader import constants, layout_expected, layout_said
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracefile import Event, trace_bytes
@@ -34,26 +33,12 @@ EVENTS = [
 
 
 def test_every_constant_of_the_header_is_the_readers() -> None:
-    found = re.findall(r"^#define\s+(TRACE_\w+)\s+(0x[0-9a-fA-F]+|\d+)(?:ull)?\b", HEADER.read_text(), re.MULTILINE)
-    assert {name: int(value, 0) for name, value in found} == CONSTANTS
+    assert constants(HEADER, "TRACE_") == CONSTANTS
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 def test_every_offset_and_size_is_what_the_compiler_says(tmp_path: Path) -> None:
-    lines = [f'#include "{HEADER}"', "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
-    expected = []
-    for struct, dtype in STRUCTS.items():
-        lines.append(f'printf("{struct} %zu\\n", sizeof(struct {struct}));')
-        expected.append(f"{struct} {dtype.itemsize}")
-        for name, (kind, offset) in (dtype.fields or {}).items():
-            size = f"sizeof(((struct {struct} *)0)->{name})"
-            lines.append(f'printf("{struct}.{name} %zu %zu\\n", offsetof(struct {struct}, {name}), {size});')
-            expected.append(f"{struct}.{name} {offset} {kind.itemsize}")
-    source = tmp_path / "layout.c"
-    source.write_text("\n".join([*lines, "}"]))
-    subprocess.run(["gcc", "-o", tmp_path / "layout", source], check=True)
-    said = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout
-    assert said.splitlines() == expected
+    assert layout_said(HEADER, STRUCTS, tmp_path) == layout_expected(STRUCTS)
 
 
 def test_events_come_by_time_whatever_cpu_they_are_of() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simulate
+from cheader import constants, layout_expected, layout_said
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,30 +40,13 @@ def small() -> bytes:
     )
 
 
-def defines() -> dict[str, int]:
-    found = re.findall(r"^#define\s+(REC_\w+)\s+(0x[0-9a-fA-F]+|\d+)(?:ull)?\b", HEADER.read_text(), re.MULTILINE)
-    return {name: int(value, 0) for name, value in found}
-
-
 def test_every_constant_of_the_header_is_the_readers() -> None:
-    assert defines() == CONSTANTS
+    assert constants(HEADER, "REC_") == CONSTANTS
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 def test_every_offset_and_size_is_what_the_compiler_says(tmp_path: Path) -> None:
-    lines = [f'#include "{HEADER}"', "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
-    expected = []
-    for struct, dtype in STRUCTS.items():
-        lines.append(f'printf("{struct} %zu\\n", sizeof(struct {struct}));')
-        expected.append(f"{struct} {dtype.itemsize}")
-        for name in dtype.names or ():
-            size = f"sizeof(((struct {struct} *)0)->{name})"
-            lines.append(f'printf("{struct}.{name} %zu %zu\\n", offsetof(struct {struct}, {name}), {size});')
-            expected.append(f"{struct}.{name} {dtype.fields[name][1]} {dtype.fields[name][0].itemsize}")
-    (tmp_path / "layout.c").write_text("\n".join([*lines, "return 0; }"]))
-    subprocess.run(["gcc", "-Wall", "-Werror", "-o", tmp_path / "layout", tmp_path / "layout.c"], check=True)
-    said = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout
-    assert said.splitlines() == expected
+    assert layout_said(HEADER, STRUCTS, tmp_path) == layout_expected(STRUCTS)
 
 
 def test_the_header_has_no_struct_or_field_that_the_reader_misses() -> None:

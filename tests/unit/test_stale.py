@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import zlib
 from pathlib import Path
 
 import pytest
+from cheader import constants, layout_expected, layout_said
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stalefile import Planted, result_bytes
@@ -44,26 +44,12 @@ def small() -> bytes:
 
 
 def test_every_constant_of_the_header_is_the_readers() -> None:
-    text = HEADER.read_text()
-    found = re.findall(r"^#define\s+(STALE_\w+)\s+(0x[0-9a-fA-F]+|\d+)(?:ull)?\b", text, re.MULTILINE)
-    assert {name: int(value, 0) for name, value in found} == CONSTANTS
+    assert constants(HEADER, "STALE_") == CONSTANTS
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 def test_every_offset_and_size_is_what_the_compiler_says(tmp_path: Path) -> None:
-    lines = [f'#include "{HEADER}"', "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
-    expected = []
-    for struct, dtype in STRUCTS.items():
-        lines.append(f'printf("{struct} %zu\\n", sizeof(struct {struct}));')
-        expected.append(f"{struct} {dtype.itemsize}")
-        for name in dtype.names or ():
-            size = f"sizeof(((struct {struct} *)0)->{name})"
-            lines.append(f'printf("{struct}.{name} %zu %zu\\n", offsetof(struct {struct}, {name}), {size});')
-            expected.append(f"{struct}.{name} {dtype.fields[name][1]} {dtype.fields[name][0].itemsize}")
-    (tmp_path / "layout.c").write_text("\n".join([*lines, "return 0; }"]))
-    subprocess.run(["gcc", "-Wall", "-Werror", "-o", tmp_path / "layout", tmp_path / "layout.c"], check=True)
-    said = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout
-    assert said.splitlines() == expected
+    assert layout_said(HEADER, STRUCTS, tmp_path) == layout_expected(STRUCTS)
 
 
 def test_the_guest_program_knows_the_cases_and_operations_by_the_same_names() -> None:
