@@ -40,13 +40,13 @@ def slow(toy: Toy, seconds: float) -> Path:
 
 
 @contextmanager
-def started(toy: Toy, patch: Path, marker: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A run of its own process that has got to ``marker`` in the object directory."""
+def started(toy: Toy, patch: Path, *markers: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A run of its own process that has got to all ``markers`` in the object directory."""
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     with subprocess.Popen([sys.executable, "-c", CHILD, str(toy.folder), str(patch)], env=env) as child:
         try:
             deadline = time.monotonic() + 60
-            while not list(toy.cache.glob(f"build/*/obj/{marker}")):
+            while not all(list(toy.cache.glob(f"build/*/obj/{marker}")) for marker in markers):
                 assert child.poll() is None and time.monotonic() < deadline
                 time.sleep(0.01)
             yield child
@@ -74,7 +74,8 @@ def test_a_kill_in_the_patched_state_leaves_nothing_behind(toy: Toy, tmp_path: P
 def test_a_kill_in_the_base_continues_without_its_last_objects(toy: Toy) -> None:
     """An object may be compiled and not yet post-processed when the kill comes; it must not be taken for finished."""
     toy.origin.joinpath("kvm.slow").write_text("1\n")
-    with started(toy, slow(toy, 0), "kvm.started") as child:
+    toy.origin.joinpath("mmu.slow").write_text("0\n")  # mmu.o is compiled beside it, and must be whole.
+    with started(toy, slow(toy, 0), "kvm.started", "mmu.started") as child:
         child.send_signal(signal.SIGKILL)
     objects = toy.work() / "obj"
     (objects / "kvm.o").write_bytes(b"half an object")
@@ -86,7 +87,8 @@ def test_a_kill_in_the_base_continues_without_its_last_objects(toy: Toy) -> None
 
 def test_objects_that_are_old_enough_are_not_compiled_again(toy: Toy) -> None:
     toy.origin.joinpath("start.slow").write_text("1\n")
-    with started(toy, slow(toy, 0), "start.started") as child:
+    toy.origin.joinpath("mmu.slow").write_text("0\n")
+    with started(toy, slow(toy, 0), "start.started", "mmu.started") as child:
         child.send_signal(signal.SIGKILL)
     objects = toy.work() / "obj"
     hour_ago = time.time() - 3600
