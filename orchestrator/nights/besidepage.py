@@ -1,7 +1,7 @@
 """The page of runs side by side, as HTML and for a mail.
 
-Everything that comes from a config, a patch, a kernel or a guest goes through Jinja's autoescape and ``clean``; only
-our own CSS is marked as safe. No script, and nothing from outside.
+What comes from a config, a patch, a kernel or a guest is made harmless by :mod:`orchestrator.report.templates`. No
+script, and nothing from outside.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
-from markupsafe import Markup
-
 from orchestrator.analysis.model import MetricComparison
 from orchestrator.analysis.wording import LABELS
 from orchestrator.nights.beside import Beside, Column, Row
-from orchestrator.report import palette
+from orchestrator.report import templates
 from orchestrator.report.figures import metric_row
 from orchestrator.report.style import clean
 from orchestrator.report.text import WIDTH, fit, wrap
@@ -37,19 +34,8 @@ def write(found: Beside, folder: Path) -> tuple[Path, Path]:
 
 def render_html(found: Beside, folder: Path) -> str:
     """The page; its links lead from ``folder`` to each run's own report."""
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader("orchestrator.nights", ""), jinja2.PackageLoader("orchestrator.report", "")]
-        ),
-        autoescape=True,
-        finalize=_finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.environment("orchestrator.nights")
     environment.tests["alarming"] = _alarming
-    assert environment.loader is not None
-    css = "".join(environment.loader.get_source(environment, name)[0] for name in ("report.css", "beside.css"))
     return environment.get_template("beside.html").render(
         found=found,
         sentences=found.sentences,
@@ -57,12 +43,8 @@ def render_html(found: Beside, folder: Path) -> str:
         icount=any(column.found.accel == "icount" for column in found.columns),
         labels=LABELS,
         as_text=metric_row,
-        css=Markup(css + palette.css()),
+        css=templates.stylesheet(environment, "report.css", "beside.css"),
     )
-
-
-def _finalize(value: object) -> object:
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _alarming(line: str) -> bool:

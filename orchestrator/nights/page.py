@@ -1,7 +1,7 @@
 """The page of all nights, as HTML and as text: what the last night came to, since when, and every night before.
 
-Everything that comes from a config, a patch, a kernel or a guest goes through Jinja's autoescape and ``clean``; only
-our own CSS and SVG are marked as safe. No script, and nothing from outside.
+What comes from a config, a patch, a kernel or a guest is made harmless by :mod:`orchestrator.report.templates`. No
+script, and nothing from outside.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup, escape
 
 from orchestrator.errors import UserError
@@ -20,7 +19,7 @@ from orchestrator.nights.chronicle import Written
 from orchestrator.nights.history import History, collect
 from orchestrator.nights.nightly import Entry, Night, State, nights_folder, read_nights
 from orchestrator.nights.words import date_of, moved
-from orchestrator.report import palette
+from orchestrator.report import templates
 from orchestrator.report.plots import Plot
 from orchestrator.report.style import clean
 from orchestrator.report.svg import cut, sample
@@ -102,31 +101,16 @@ def write(results: Path) -> tuple[Path, Path]:
 
 def render_html(nights: Sequence[Night], chapters: Sequence[Chapter]) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [jinja2.PackageLoader("orchestrator.nights", ""), jinja2.PackageLoader("orchestrator.report", "")]
-        ),
-        autoescape=True,
-        finalize=_finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    assert environment.loader is not None
-    css = "".join(environment.loader.get_source(environment, name)[0] for name in ("report.css", "nights.css"))
+    environment = templates.environment("orchestrator.nights")
     return environment.get_template("nights.html").render(
         nights=nights,
         chapters=chapters,
         days=sorted((day for chapter in chapters for day in chapter.days), key=lambda day: day.date, reverse=True),
-        css=Markup(css + palette.css()),
+        css=templates.stylesheet(environment, "report.css", "nights.css"),
         words=in_words,
         lines=SHOWN_LINES,
         strip=STRIP_NIGHTS,
     )
-
-
-def _finalize(value: object) -> object:
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _chapter(results: Path, name: str, nights: Sequence[Night]) -> Chapter:

@@ -1,26 +1,22 @@
 """report.html: one file without script or outside reference, for screen, phone and paper.
 
 It links into the run's folder (``trials/ID/``, ``plots/``) by relative paths, so it works from a disk as from a server.
-Everything that comes from a mail, a patch, a config or a guest goes through Jinja's autoescape and, by ``finalize``,
-through :func:`orchestrator.report.style.clean`; only our own SVG and CSS are marked as safe.
+What comes from a mail, a patch, a config or a guest is made harmless by :mod:`orchestrator.report.templates`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jinja2
-from markupsafe import Markup
-
 from orchestrator.analysis.causes import CAUSES
 from orchestrator.analysis.findings import arm_lines
 from orchestrator.analysis.model import CellSummary, Comparison
 from orchestrator.analysis.wording import share
-from orchestrator.report import causes, figures, guestside, palette
+from orchestrator.report import causes, figures, guestside, templates
 from orchestrator.report.drawings import make_drawings
 from orchestrator.report.plots import Plot
 from orchestrator.report.said import standing
-from orchestrator.report.style import clean, microseconds, per_fault
+from orchestrator.report.style import microseconds, per_fault
 from orchestrator.report.trials import failure_groups, trial_groups, trial_hrefs
 from orchestrator.report.verdicts import make_matrix, where
 from orchestrator.results import Provenance
@@ -31,17 +27,8 @@ TONES = ("regressed", "mixed", "improved", "inconclusive")
 
 def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("orchestrator.report", ""),
-        autoescape=True,
-        finalize=_finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.environment()
     environment.globals.update(share=share, microseconds=microseconds, per_fault=per_fault, where=where)
-    assert environment.loader is not None
-    css = environment.loader.get_source(environment, "report.css")[0]
     drawings = make_drawings(comparison, plots)
     groups = trial_groups(comparison)
     hrefs = trial_hrefs(groups)
@@ -49,7 +36,7 @@ def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance
     return environment.get_template("report.html").render(
         comparison=comparison,
         provenance=provenance,
-        css=Markup(css + palette.css()),
+        css=templates.stylesheet(environment, "report.css"),
         standing=standing(comparison),
         tones=[_tone(comparison, arm.name) for arm in comparison.arms[1:] or comparison.arms],
         matrix=make_matrix(comparison, cell_href),
@@ -88,10 +75,6 @@ def _sentences(why: Sequence[str]) -> tuple[list[str], list[str]]:
     observed = [line for line in why if "observed in traced boots" in line]
     shown = observed or list(why[:SHOWN_SENTENCES])
     return shown, [line for line in why if line not in shown]
-
-
-def _finalize(value: object) -> object:
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _tone(comparison: Comparison, arm: str) -> str:
