@@ -1,7 +1,7 @@
 """The only place that starts processes: argv lists, never a shell; logs; deadlines.
 
-Every child gets its own session, dies with us (``PR_SET_PDEATHSIG`` by ``setpriv``) and, past its deadline, is
-killed with its whole process group.
+Every child gets its own session, dies with us (``PR_SET_PDEATHSIG`` by ``setpriv``, and :data:`GUARD`) and, past its
+deadline, is killed with its whole process group.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from typing import IO
 from orchestrator.errors import TAIL_LINES, CommandError, UserError, printable
 
 KILL_GRACE_S = 5.0
+
+# A tool killed before its child has asked for the signal would leave it running: prctl(2) says nothing of a parent that
+# is gone already. So the child looks, once it has asked. A constant line: the words are its arguments, which sh(1)
+# hands to execve() and never reads.
+GUARD = ("sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def start(
     With ``log`` both output streams are appended to it; without, they are read from :attr:`Child.stdout`.
     ``stdin`` is given through an unlinked temporary file, so no writer can block; or it is a file descriptor.
     """
-    words = [require("setpriv", "util-linux"), "--pdeathsig", "KILL", "--", *(str(word) for word in argv)]
+    words = [require("setpriv", "util-linux"), "--pdeathsig", "KILL", "--", *GUARD, str(os.getpid()), *map(str, argv)]
     with contextlib.ExitStack() as stack:
         source: IO[bytes] | int = subprocess.DEVNULL
         if isinstance(stdin, int):

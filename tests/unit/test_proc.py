@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -125,6 +126,28 @@ def test_a_child_dies_with_us() -> None:
     parent.wait()
     parent.stdout.close()
     assert gone_within(pid, 5)
+
+
+def test_a_child_whose_parent_is_gone_before_it_could_ask_for_its_signal_does_nothing(tmp_path: Path) -> None:
+    """The child's setpriv, slow here, comes to its prctl() when the tool that was killed is no longer its parent."""
+    ran, ended, slow = tmp_path / "ran", tmp_path / "ended", tmp_path / "bin" / "setpriv"
+    slow.parent.mkdir()
+    slow.write_text(
+        "#!/bin/sh\nparent=$TOOL\n"
+        'while test "$parent" = "$TOOL"; do sleep 0.02; read -r _ _ _ parent _ </proc/$$/stat; done\n'
+        f'{proc.require("setpriv", "util-linux")} "$@"\necho $? >{ended}\n'
+    )
+    slow.chmod(0o755)
+    code = (
+        "import os, signal\nfrom orchestrator import proc\n"
+        f"os.environ.update(TOOL=str(os.getpid()), PATH={str(slow.parent)!r} + ':' + os.environ['PATH'])\n"
+        f"proc.start(['touch', {str(ran)!r}])\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([PYTHON, "-c", code], check=False).returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while not (ended.exists() and ended.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert ended.read_text() == "1\n" and not ran.exists()
 
 
 def test_a_lock_can_be_handed_to_a_child(tmp_path: Path) -> None:
