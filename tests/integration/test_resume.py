@@ -33,6 +33,9 @@ def test_a_killed_run_goes_on_and_comes_to_the_same_bytes(planted: Run, tmp_path
     before = finished(results)
     (folder,) = (path for path in results.iterdir() if path.is_dir())
     assert 2 <= len({path.parent for path in before}) < 4 and not (folder / "summary.json").exists()
+    deadline = time.monotonic() + 10  # a guest's memory takes a while to be given back
+    while qemus_in(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not qemus_in(folder), "QEMU dies with its run"
 
     again = run(config, results, "--jobs", "2")
