@@ -97,7 +97,7 @@ def test_the_control_file_holds_the_librarys_options_and_no_others(programs: Pat
 def test_every_end_without_a_recording_has_its_reason_at_once(
     programs: Path, tmp_path: Path, body: str, reason: str
 ) -> None:
-    done = run(programs, tmp_path, script(tmp_path, f"exec 3>&1\necho booting\n{body} 3>&-"), *OUT)
+    done = run(programs, tmp_path, script(tmp_path, f"exec 9>&1\necho booting\n{body} 9>&-"), *OUT)
     assert done.returncode == 1
     assert reason in last_line(done)
     assert "guest: booting" in done.stderr
