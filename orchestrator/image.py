@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import cache, proc
 from orchestrator.errors import BuildError, CommandError, UserError
+from orchestrator.kernel import elf
 
 SOURCES = Path(__file__).resolve().parent.parent / "guests"
 SOURCE_SUFFIXES = (".c", ".h", ".S")
@@ -27,7 +27,6 @@ LIBSTORM = "libstorm.so"  # and in that VMM is preloaded
 TRACER = "tracer"  # and what runs a program with the host kernel's tracing on
 LAB_AGENT = "lab_agent"  # on the machines of a lab, never in an initramfs
 BUILD_DEADLINE_S = 300.0
-PT_INTERP = 3
 LOCK_WAIT_S = 600.0
 # What the trial's file may hold: fixed, so that the length of an arm's name moves no byte of guest memory.
 TRIAL_FILE_BYTES = 2048
@@ -125,7 +124,7 @@ def write_shell_initramfs(guests: Guests, out: Path) -> None:
     Raises :class:`UserError` with the package to install if there is no static busybox.
     """
     busybox = Path(proc.require("busybox", "busybox-static"))
-    if _needs_interpreter(busybox.read_bytes()):
+    if any(segment.kind == elf.PT_INTERP for segment in elf.segments(busybox.read_bytes()) or ()):
         raise UserError(f"{busybox} is not a static program", hint="apt-get install busybox-static")
     root = _empty_root(out, ("bin", "dev", "proc", "sys"))
     _install(busybox, root / "bin" / "busybox")
@@ -134,16 +133,6 @@ def write_shell_initramfs(guests: Guests, out: Path) -> None:
     (root / "init").write_text(SHELL_INIT)
     (root / "init").chmod(0o755)
     _pack(root, out)
-
-
-def _needs_interpreter(program: bytes) -> bool:
-    """Whether an ELF64 program has a PT_INTERP segment, a dynamic linker (gABI, chapter 5)."""
-    if program[:6] != b"\x7fELF\x02\x01":
-        return False
-    (table,) = struct.unpack_from("<Q", program, 32)
-    size, count = struct.unpack_from("<HH", program, 54)
-    kinds = (struct.unpack_from("<I", program, table + number * size)[0] for number in range(count))
-    return PT_INTERP in kinds
 
 
 def _empty_root(out: Path, folders: Sequence[str]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,29 @@ EM_X86_64 = 62
 NT_GNU_BUILD_ID = 3
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A program header (gABI's Elf64_Phdr), as far as it is of use here: bytes of the file, and where they lie."""
+
+    kind: int
+    offset: int
+    address: int
+    length: int
+
+
+def segments(data: bytes) -> tuple[Segment, ...] | None:
+    """The program headers of a little-endian ELF64 file, for any machine; None for other data.
+
+    Raises :class:`struct.error` for a table that leads out of the file.
+    """
+    if data[:6] != b"\x7fELF\x02\x01":
+        return None
+    (table,) = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    headers = (struct.unpack_from("<IIQQQQ", data, table + number * size) for number in range(count))
+    return tuple(Segment(kind, offset, address, length) for kind, _, offset, address, _, length in headers)
+
+
 def build_id(vmlinux: Path) -> str:
     """The GNU build id, the linker's hash of the content, hex; :class:`BuildError` if there is none.
 
@@ -21,13 +45,11 @@ def build_id(vmlinux: Path) -> str:
     survive stripping.
     """
     data = vmlinux.read_bytes()
-    if data[:6] != b"\x7fELF\x02\x01":
+    headers = segments(data)
+    if headers is None:
         raise BuildError(f"{vmlinux} is no little-endian ELF64 file")
-    (table,) = struct.unpack_from("<Q", data, 32)
-    size, count = struct.unpack_from("<HH", data, 54)
-    for number in range(count):
-        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", data, table + number * size)
-        if kind == PT_NOTE and (found := find_build_id(data[offset : offset + length])):
+    for header in headers:
+        if header.kind == PT_NOTE and (found := find_build_id(data[header.offset : header.offset + header.length])):
             return found
     raise BuildError(f"{vmlinux} has no build id")
 
@@ -61,27 +83,26 @@ def dynamic(path: Path) -> Dynamic | None:
     Raises :class:`BuildError` for one whose tables point outside it.
     """
     data = path.read_bytes()
-    if data[:6] != b"\x7fELF\x02\x01" or data[18:20] != EM_X86_64.to_bytes(2, "little"):
-        return None
     try:
-        return _dynamic(data, str(path.resolve().parent))
+        headers = segments(data)
+        if headers is None or data[18:20] != EM_X86_64.to_bytes(2, "little"):
+            return None
+        return _dynamic(data, headers, str(path.resolve().parent))
     except (struct.error, ValueError) as error:
         raise BuildError(f"{path} is a damaged ELF file: {error}") from error
 
 
-def _dynamic(data: bytes, origin: str) -> Dynamic | None:
-    (table,) = struct.unpack_from("<Q", data, 32)
-    size, count = struct.unpack_from("<HH", data, 54)
-    headers = [struct.unpack_from("<IIQQQQQQ", data, table + number * size) for number in range(count)]
-    section = next(((offset, length) for kind, _, offset, _, _, length, _, _ in headers if kind == PT_DYNAMIC), None)
+def _dynamic(data: bytes, headers: Sequence[Segment], origin: str) -> Dynamic | None:
+    section = next((header for header in headers if header.kind == PT_DYNAMIC), None)
     if section is None:
         return None
-    entries = [struct.unpack_from("<qQ", data, at) for at in range(section[0], sum(section), 16)]
+    end = section.offset + section.length
+    entries = [struct.unpack_from("<qQ", data, at) for at in range(section.offset, end, 16)]
     tags = entries[: next((nr for nr, (tag, _) in enumerate(entries) if tag == DT_NULL), len(entries))]
     address = next(value for tag, value in tags if tag == DT_STRTAB)
     strings = next(
-        offset + address - start for kind, _, offset, start, _, length, _, _ in headers
-        if kind == PT_LOAD and start <= address < start + length
+        header.offset + address - header.address for header in headers
+        if header.kind == PT_LOAD and header.address <= address < header.address + header.length
     )  # fmt: skip
 
     def text(at: int) -> str:
@@ -89,7 +110,7 @@ def _dynamic(data: bytes, origin: str) -> Dynamic | None:
 
     paths = [text(strings + value) for tag, value in tags if tag in (DT_RPATH, DT_RUNPATH)]
     folders = [folder for path in paths for folder in path.split(":") if folder]
-    interpreter = next((text(offset) for kind, _, offset, *_ in headers if kind == PT_INTERP), None)
+    interpreter = next((text(header.offset) for header in headers if header.kind == PT_INTERP), None)
     return Dynamic(
         needed=tuple(text(strings + value) for tag, value in tags if tag == DT_NEEDED),
         search=tuple(folder.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for folder in folders),
