@@ -22,7 +22,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -275,6 +275,11 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
     _sync(path.parent)
+
+
+def listing_sha256(digests: Mapping[str, str]) -> str:
+    """The name of a folder by what is in it: ``digests`` has the SHA-256 of each of its files, by path below it."""
+    return hashlib.sha256("".join(f"{digests[name]} {name}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

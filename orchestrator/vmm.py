@@ -8,7 +8,6 @@ cache say which they are.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from orchestrator import cache, proc
 from orchestrator.errors import UserError, printable
 from orchestrator.experiment import LinuxGuestSpec
 from orchestrator.kernel import elf
-from orchestrator.store import file_sha256
+from orchestrator.store import file_sha256, listing_sha256
 
 # What QEMU loads for a microvm that boots an uncompressed kernel with an initramfs; in Debian of qemu-system-data.
 QEMU_ROMS = ("qboot.rom", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin")
@@ -88,7 +87,7 @@ def pack(spec: LinuxGuestSpec, say: Callable[[str], None]) -> Packed:
         PackedFile(where.lstrip("/"), path.stat().st_size, file_sha256(path), *owners.get(where, ("", "")))
         for where, path in sorted(sources.items())
     )
-    digest = hashlib.sha256("".join(f"{file.sha256} {file.path}\n" for file in files).encode()).hexdigest()
+    digest = listing_sha256({file.path: file.sha256 for file in files})
     _keep(cache.cache_dir() / "vmm" / digest, sources, say)
     return Packed(str(program), digest, files)
 

@@ -8,7 +8,6 @@ All workers of one user on one machine share it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from orchestrator import cache
 from orchestrator.errors import ShippingError, StoreError, printable
-from orchestrator.store import file_sha256
+from orchestrator.store import file_sha256, listing_sha256
 
 FOLDER = "shipped"
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -35,8 +34,7 @@ class Item:
 
 def tree_id(items: Iterable[Item]) -> str:
     """The name of the folder that holds these files."""
-    text = "".join(f"{item.sha256} {item.name}\n" for item in sorted(items, key=lambda item: item.name))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return listing_sha256({item.name: item.sha256 for item in items})
 
 
 def safe_path(folder: Path, name: str) -> Path:

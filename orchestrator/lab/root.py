@@ -8,13 +8,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import TargetError
 from orchestrator.lab.machine import NAME_CHARS, Machine
-from orchestrator.store import file_sha256
+from orchestrator.store import file_sha256, listing_sha256
 
 ROOTS = "roots"
 
@@ -29,8 +28,7 @@ def lay_out(machine: Machine, files: Mapping[str, Path]) -> str:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise TargetError(f"{name!r} is not a path below the root of a trial")
     digests = {name: file_sha256(path) for name, path in files.items()}
-    lines = "".join(f"{digest} {name}\n" for name, digest in sorted(digests.items()))
-    root = f"{machine.folder}/{ROOTS}/{hashlib.sha256(lines.encode()).hexdigest()[:NAME_CHARS]}"
+    root = f"{machine.folder}/{ROOTS}/{listing_sha256(digests)[:NAME_CHARS]}"
     last = f"{root}/{max(files)}"
     if machine.link.insist(lambda transport: transport.size(last), machine.answer_s) >= 0:
         return root
