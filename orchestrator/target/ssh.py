@@ -171,8 +171,7 @@ class SshTarget:
         """What the trial needs, on the machine: the program there, and the kernel's files."""
         machine, host = self.machine, self.machine.host
         paths = [file.source for file in job.files] + ([] if image is None else [image.path])
-        need_bytes = COPIED_BYTES + sum(path.stat().st_size for path in paths)
-        machine.make_room(need_bytes)
+        machine.make_room(COPIED_BYTES + sum(path.stat().st_size for path in paths))
         try:
             program = self._put_program(job)
             if image is None:
