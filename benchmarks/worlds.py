@@ -6,6 +6,7 @@ Every boot draws its faults, from a sharp mode, a slower one and a Pareto tail, 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from orchestrator.analysis.measure import Measured
 from orchestrator.analysis.model import Latency
 from orchestrator.analysis.stopping import Measurements
 from orchestrator.experiment import Arm, Cell, Experiment, Guest, KernelSpec, ReportSpec, Schedule, TargetSpec
+from orchestrator.plan import is_turned
 
 Noise = Literal["normal", "log-normal", "pareto", "bimodal"]
 NOISES: tuple[Noise, ...] = ("normal", "log-normal", "pareto", "bimodal")
@@ -25,6 +27,7 @@ FAULTS = 2000  # a boot: p99.9 is the second slowest but one
 BASE, ARM = "base", "v1"
 SLOWEST = 100.0
 RETRIES = 0.05  # per fault, in base
+WAVE_TRIALS = 4  # as long as A B B A
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class World:
       cut its variance would be infinite;
     * ``bimodal``: one boot in two is slower by ten times ``size``, beside normal noise.
 
-    ``drift`` is what each trial is slower than the one before it. Effects are those of the arm, as fractions: ``shift``
+    ``drift`` is what each trial is slower than the one before it; ``wave`` the amplitude of a load that comes and goes
+    with a period of four trials, from anywhere in it on. Effects are those of the arm, as fractions: ``shift``
     of every latency, ``tail`` of the slowest 0.5 %, ``retries`` of the retries.
     """
 
@@ -45,6 +49,7 @@ class World:
     size: float = 0.02
     cells: int = 3
     drift: float = 0.0
+    wave: float = 0.0
     shift: float = 0.0
     tail: float = 0.0
     retries: float = 0.0
@@ -72,11 +77,16 @@ def measure(world: World, rng: np.random.Generator) -> Measurements:
     """All boots of one experiment."""
     most, cells = world.schedule.most, world.cells
     shape = (cells, 2, most)
-    turned = (np.arange(most) % 2 == 1) & (world.schedule.order == "abba")
+    schedule = world.schedule
+    if schedule.order == "random":
+        schedule = dataclasses.replace(schedule, seed=int(rng.integers(2**32)))
+    turned = np.array([[is_turned(schedule, f"cell{cell}", boot) for boot in range(most)] for cell in range(cells)])
     # When each trial runs: pass by pass, cell by cell, arms in turned order.
-    place = np.stack([turned, ~turned]).astype(float)
+    place = np.stack([turned, ~turned], axis=1).astype(float)
     time = 2 * cells * np.arange(most) + 2 * np.arange(cells)[:, np.newaxis, np.newaxis] + place
     factor = np.exp(_noise(world, shape, rng) + world.drift * time)
+    if world.wave:
+        factor *= np.exp(world.wave * np.sin(2 * np.pi * (time / WAVE_TRIALS + rng.random())))
     factor[:, 1] *= 1 + world.shift
     sorted_ns = _faults((*shape, FAULTS), rng)
     slowest = FAULTS - FAULTS // 200

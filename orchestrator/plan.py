@@ -3,7 +3,9 @@
 A block is one cell booted once with every arm, all with the same seed, so that arms can be compared pairwise. Blocks
 come pass by pass: every cell has its first block before any has its second, so a run that is cut short still says
 something about each cell. ``abba`` reverses the arms in every other pass: a machine that warms up or fills up slowly
-then favours no arm (A B … B A), where ``abab`` would always give the later arm the warmer machine.
+then favours no arm (A B … B A), where ``abab`` would always give the later arm the warmer machine. ``random`` throws a
+coin of the schedule's seed for each block: no load of the machine, whatever its rhythm, can keep in step with that, and
+the permutation test (``analysis/statistics.py``) is exact by what was done, not by what is assumed of the noise.
 
 With ``aa`` a block has a second boot of the base next to the first (A A' B … B A' A). With ``until: decided`` the plan
 has all boots up to ``at_most``; which of them are needed follows from the results (``analysis/stopping.py``).
@@ -14,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from orchestrator.experiment import Cell, Experiment, PlannedCell, StaleCell
+from orchestrator.experiment import Cell, Experiment, PlannedCell, Schedule, StaleCell
 
 SEED_BITS = 48  # Exact in a JSON reader that only knows doubles, and wide enough never to repeat.
 MIN_ID_DIGITS = 3
@@ -82,7 +84,7 @@ def make_plan(experiment: Experiment) -> Plan:
             index = len(blocks)
             trials = tuple(
                 Trial(f"{first + place:0{digits}}", arm, cell, number, index, seed)
-                for place, (arm, number) in enumerate(_order(experiment, boot, isinstance(cell, Cell)))
+                for place, (arm, number) in enumerate(_order(experiment, boot, cell))
             )
             blocks.append(Block(index, cell.name, trials))
             first += len(trials)
@@ -90,13 +92,20 @@ def make_plan(experiment: Experiment) -> Plan:
     return Plan((*blocks, *_selftest_block(experiment, len(blocks), first + traced, digits)))
 
 
-def _order(experiment: Experiment, boot: int, measures: bool) -> list[tuple[str, int]]:
+def _order(experiment: Experiment, boot: int, cell: Cell | StaleCell) -> list[tuple[str, int]]:
     """The boots of one block as (arm, number of the boot)."""
     schedule = experiment.schedule
     order = [(arm.name, boot) for arm in experiment.arms]
-    if schedule.aa and measures:
+    if schedule.aa and isinstance(cell, Cell):
         order.insert(1, (experiment.base.name, schedule.most + boot))
-    return order[::-1] if schedule.order == "abba" and boot % 2 == 1 else order
+    return order[::-1] if is_turned(schedule, cell.name, boot) else order
+
+
+def is_turned(schedule: Schedule, cell: str, boot: int) -> bool:
+    """Whether the arms of a block come in reversed order."""
+    if schedule.order == "random":
+        return hashlib.sha256(f"{schedule.seed}/{boot}/{cell}".encode()).digest()[0] % 2 == 1
+    return schedule.order == "abba" and boot % 2 == 1
 
 
 def _traced_blocks(experiment: Experiment, index: int, first: int, digits: int) -> list[Block]:

@@ -192,7 +192,8 @@ class Schedule:
         Field(ge=1, le=MAX_BOOTS, description="boots of each arm in each cell; until: decided: before the first look"),
     ] = 1
     order: Annotated[
-        Literal["abba", "abab"], Field(description="order of the arms; abba cancels a linear drift of the machine")
+        Literal["abba", "random", "abab"],
+        Field(description="order of the arms: abba cancels a steady drift; random throws a coin for each block"),
     ] = "abba"
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="seed of page order, storm phase and start delay")] = 1
     aa: Annotated[

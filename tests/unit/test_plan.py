@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import time
 import tracemalloc
 from pathlib import Path
@@ -43,6 +45,28 @@ def test_abab_keeps_them() -> None:
     assert all([trial.arm for trial in block.trials] == ["arm0", "arm1"] for block in plan.blocks)
 
 
+def test_random_throws_a_coin_for_each_block() -> None:
+    """Not for each pass: cells that turned together would all be hit together by what the machine does meanwhile."""
+    plan = make_plan(experiment(boots=200, order="random", seed=3))
+    turned = {
+        cell: [block.trials[0].arm == "arm1" for block in plan.blocks if block.cell == cell]
+        for cell in ("cell0", "cell1")
+    }
+    for coins in turned.values():
+        assert 70 < sum(coins) < 130
+        assert 70 < sum(one != two for one, two in itertools.pairwise(coins)) < 130, "no coin knows the one before it"
+    assert 70 < sum(map(operator.ne, *turned.values())) < 130
+    assert make_plan(experiment(boots=200, order="random", seed=3)) == plan
+    assert all(block.trials[0].seed == block.trials[1].seed for block in plan.blocks)
+
+
+def test_a_random_block_keeps_the_second_boot_of_the_base_beside_the_first() -> None:
+    plan = make_plan(experiment(arms=3, boots=20, order="random", aa=True))
+    orders = {tuple((trial.arm, trial.boot >= 20) for trial in block.trials) for block in plan.blocks}
+    ahead = (("arm0", False), ("arm0", True), ("arm1", False), ("arm2", False))
+    assert orders == {ahead, ahead[::-1]}
+
+
 def test_ids_count_up_in_the_order_of_the_run_and_are_padded() -> None:
     assert [trial.id for trial in make_plan(experiment(boots=1)).trials] == ["000", "001", "002", "003"]
     ids = [trial.id for trial in make_plan(experiment(boots=251)).trials]
@@ -65,7 +89,7 @@ def test_the_seed_decides_and_nothing_else_does() -> None:
     assert [boot_seed(1, 0), boot_seed(1, 1)] == [185554580919832, 258458508410149]
 
 
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 9), st.sampled_from(["abba", "abab"]))
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 9), st.sampled_from(["abba", "abab", "random"]))
 def test_every_arm_meets_every_cell_equally_often(arms: int, cells: int, boots: int, order: str) -> None:
     plan = make_plan(experiment(arms, cells, boots=boots, order=order))
     seen = [(trial.arm, trial.cell.name, trial.boot) for trial in plan.trials]
