@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import resource
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from benchmarks.contenders import peak_bytes
 from benchmarks.stages import CONFIG, synthetic_recording
 from orchestrator.doctor import Accel
 from orchestrator.engine.cluster import Cluster
@@ -72,7 +72,7 @@ def plan_once() -> None:
     with tempfile.TemporaryDirectory(prefix="orch-bench-") as name:
         Store(Path(name), None).save("plan.json", make_plan(experiment))
     seconds = time.perf_counter() - started
-    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(seconds, peak_bytes() / 2**20)
 
 
 def with_trials(experiment: Experiment, trials: int) -> Experiment:

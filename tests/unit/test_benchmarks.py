@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import __main__ as command
-from benchmarks import big_recording, contenders, scale, stages
+from benchmarks import big_recording, cluster, contenders, scale, stages
 from orchestrator import recording as rec
 
 FAULTS = 30_011
@@ -111,12 +111,21 @@ def test_too_small_a_disk_and_memory_are_named(tmp_path: Path) -> None:
     assert scale.memory_lacking(pandas, 1000) == ""
 
 
-@pytest.mark.parametrize(("words", "begun"), [([], ["stages", 7]), (["stages"], ["stages"]), (["scale"], [7])])
-def test_both_parts_are_run_if_none_is_named(
+@pytest.mark.parametrize(
+    ("words", "begun"),
+    [
+        ([], ["stages", "cluster", 7]),
+        (["stages"], ["stages"]),
+        (["cluster"], ["cluster"]),
+        (["scale"], [7]),
+    ],
+)
+def test_all_parts_are_run_if_none_is_named(
     words: list[str], begun: list[str | int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str | int] = []
     monkeypatch.setattr(stages, "main", lambda: seen.append("stages"))
+    monkeypatch.setattr(cluster, "main", lambda: seen.append("cluster"))
     monkeypatch.setattr(scale, "main", lambda faults, folder, write: seen.append(faults))
     monkeypatch.setattr(sys, "argv", ["benchmarks", *words, "--faults", "7"])
     command.main()
