@@ -8,9 +8,14 @@ from orchestrator.analysis import power, statistics
 from orchestrator.analysis.model import Bimodal, CellStop, Metric, MetricComparison
 from orchestrator.analysis.sequential import FIXED, Stage
 from orchestrator.analysis.wording import LABELS, percent
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, Schedule
 
 SHOWN_GROUPS = 6
+ORDERS = {
+    "abba": "every other one in turned order",
+    "random": "which arm boots first chosen by a coin",
+    "abab": "the arms always in the same order, so that a drift of the machine favours one",
+}
 
 
 def sure_lines(
@@ -27,7 +32,7 @@ def sure_lines(
         *_broken_floor(floor),
         f"Lower is better in every metric. A change within ±{margin * 100:g} % (retries: or 0.001 per fault) is called"
         " equivalent.",
-        *_basis(accel, metrics, stops, experiment.schedule.look_boots),
+        *_basis(accel, metrics, stops, experiment.schedule),
         *_smallest(metrics),
         *_needed(metrics),
         *_floor(floor),
@@ -35,9 +40,8 @@ def sure_lines(
     )
 
 
-def _basis(
-    accel: str, metrics: Sequence[MetricComparison], stops: Sequence[CellStop], looks: tuple[int, ...]
-) -> list[str]:
+def _basis(accel: str, metrics: Sequence[MetricComparison], stops: Sequence[CellStop], schedule: Schedule) -> list[str]:
+    looks = schedule.look_boots
     pairs = max((item.pairs for item in metrics), default=0)
     if pairs == 0:
         return ["No cell has a good boot of both arms: nothing was compared."]
@@ -58,8 +62,8 @@ def _basis(
         )
     tests = sum(item.p_value is not None for item in metrics)
     lines.append(
-        f"{pairs} boots of each arm, paired by block; 95 % bootstrap intervals, paired permutation test,"
-        f" Holm-corrected over {tests} comparisons. Smallest p that {pairs} boots can reach:"
+        f"{pairs} boots of each arm, paired by block, {ORDERS[schedule.order]}; 95 % bootstrap intervals, paired"
+        f" permutation test, Holm-corrected over {tests} comparisons. Smallest p that {pairs} boots can reach:"
         f" {statistics.smallest_p(pairs):.2g};"
         f" {power.pairs_that_can(Stage(looks).last if stops else FIXED, tests)} boots reach 5 % corrected."
     )

@@ -162,6 +162,7 @@ def test_a_run_ends_each_cell_where_it_is_decided_and_is_complete(tmp_path: Path
     assert "at most 64 trials" in said
     assert "look after 10 boots of each arm:\n  cell0: decided\n  cell1: goes on for noisy mean" in said
     assert any(line.startswith("After 10 boots decided: cell0") for line in found.sure)
+    assert any("paired by block, every other one in turned order; " in line for line in found.sure)
     assert any("looked at after 10, 14, 16 boots of each arm, at levels of " in line for line in found.sure)
 
 
