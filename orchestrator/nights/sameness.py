@@ -18,11 +18,13 @@ from orchestrator.errors import StoreError, printable
 from orchestrator.experiment import Cell
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.keep import config_name
+from orchestrator.linuxguest import PACKED
 from orchestrator.manifest import FileId
 from orchestrator.nights.catalogue import Run
 from orchestrator.store import file_sha256, load_json
 from orchestrator.target.ssh import MACHINE, MachineRecord
 from orchestrator.target.target import COMMAND
+from orchestrator.vmm import Packed
 
 NOT_RECORDED = "not recorded"
 # The kernel itself, and what is measured again before each boot and differs in the last digit.
@@ -161,6 +163,33 @@ def _differ_parts(whose: str, left: Mapping[str, str], right: Mapping[str, str])
 def _programs(left: Run, right: Run) -> Iterator[Difference]:
     yield from _differ("guest programs", _short(left.manifest.guests_id), _short(right.manifest.guests_id))
     yield from _differ_files("kernel config fragments", left.manifest.fragments, right.manifest.fragments)
+    yield from _vmm(left, right)
+
+
+def _vmm(left: Run, right: Run) -> Iterator[Difference]:
+    """The VMM of Linux guests with all that it opens, how it is called, and whose kernel the guests run."""
+    one, other = left.experiment.linux_guest, right.experiment.linux_guest
+    if one is None or other is None:  # Then no cell with such guests is in both.
+        return
+    for field in ("vmm", "arguments"):
+        yield from _differ(f"linux_guest.{field}", getattr(one, field), getattr(other, field))
+    whose = (spec.kernel if isinstance(spec.kernel, str) else "its own" for spec in (one, other))
+    yield from _differ("linux_guest.kernel", *whose)
+    ids = [run.manifest.linux_guest.id if run.manifest.linux_guest else "" for run in (left, right)]
+    if ids[0] == ids[1]:
+        return
+    ours, theirs = (_packages(run) for run in (left, right))
+    named = list(_differ_parts("the Linux guests' VMM:", ours, theirs)) if ours and theirs else []
+    yield from named or [Difference("the Linux guests' VMM", *map(_short, ids))]
+
+
+def _packages(run: Run) -> dict[str, str]:
+    """What was packed: Debian's packages with their versions, and files of no package with their hashes."""
+    try:
+        files = load_json(run.folder / PACKED, Packed).files
+    except StoreError:
+        return {}
+    return {file.package or f"/{file.path}": file.version or _short(file.sha256) for file in files}
 
 
 def _cells(left: Run, right: Run) -> Iterator[Difference]:

@@ -12,18 +12,20 @@ from nightruns import Past, write
 
 from orchestrator.analysis.model import CheckResult, Comparison
 from orchestrator.errors import UserError
-from orchestrator.experiment import Arm, Experiment
+from orchestrator.experiment import Arm, Experiment, LinuxGuestSpec
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.keep import config_name
 from orchestrator.lab import tuning
 from orchestrator.lab.journal import KernelId, Setting
 from orchestrator.lab.tuning import Conditions
-from orchestrator.manifest import ArmFiles, FileId, Manifest
+from orchestrator.linuxguest import PACKED
+from orchestrator.manifest import ArmFiles, FileId, LinuxGuestId, Manifest
 from orchestrator.nights import catalogue, compare
 from orchestrator.nights.catalogue import Run
 from orchestrator.nights.sameness import examine, same_seeds
 from orchestrator.store import Store, file_sha256
 from orchestrator.target.ssh import MACHINE, MachineRecord
+from orchestrator.vmm import Packed, PackedFile
 
 replace = dataclasses.replace
 
@@ -83,6 +85,69 @@ def test_what_changes_a_latency_is_refused_with_its_field_and_both_values(
         compare.versus(first, second)
     assert f"cannot be compared, they differ in\n  {found.render()}" in caught.value.what
     assert caught.value.hint and "orch history" in caught.value.hint
+
+
+LINUX = LinuxGuestSpec()
+BINARY = PackedFile("usr/bin/qemu-system-x86_64", 1, "aa" * 32, "qemu-system-x86", "1:7.2")
+LIBC = PackedFile("lib/libc.so.6", 1, "bb" * 32, "libc6", "2.36-9")
+OWN = PackedFile("opt/plugin.so", 1, "cc" * 32, "", "")
+
+
+def packed(folder: Path, *files: PackedFile, kept: bool = True) -> Run:
+    """A run with a packed VMM, listed in its folder."""
+    if kept:
+        (folder / PACKED).parent.mkdir()
+        write(folder / PACKED, Packed("/usr/bin/qemu-system-x86_64", "", files))
+    return catalogue.open_run(folder)
+
+
+def linux(number: int, past: Past, spec: LinuxGuestSpec | None = LINUX, packed_id: str = "1" * 64) -> Path:
+    return past.night(
+        number,
+        manifest=lambda item: replace(item, linux_guest=LinuxGuestId(PACKED, packed_id, "QEMU")),
+        experiment=lambda item: replace(item, linux_guest=spec),
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "refused"),
+    [
+        ([BINARY, replace(LIBC, version="2.36-10"), OWN], ["the Linux guests' VMM: libc6: 2.36-9 | 2.36-10"]),
+        ([BINARY, LIBC], [f"the Linux guests' VMM: /opt/plugin.so: {'cc' * 8} | not given"]),
+        ([BINARY, LIBC, replace(OWN, sha256="dd" * 32)],
+         [f"the Linux guests' VMM: /opt/plugin.so: {'cc' * 8} | {'dd' * 8}"]),
+        # The same packages, and yet other bytes.
+        ([BINARY, replace(LIBC, sha256="dd" * 32), OWN], [f"the Linux guests' VMM: {'1' * 16} | {'2' * 16}"]),
+    ],
+)  # fmt: skip
+def test_another_vmm_below_linux_guests_is_refused_by_its_packages(
+    past: Past, files: list[PackedFile], refused: list[str]
+) -> None:
+    first = packed(linux(1, past), BINARY, LIBC, OWN)
+    second = packed(linux(2, past, packed_id="2" * 64), *files)
+    assert [item.render() for item in examine(first, second).refused] == refused
+    assert examine(first, packed(linux(3, past), BINARY, LIBC, OWN)).refused == ()
+
+
+def test_a_vmm_whose_list_is_gone_is_refused_by_its_hash(past: Past) -> None:
+    first, second = packed(linux(1, past), BINARY), packed(linux(2, past, packed_id="2" * 64), kept=False)
+    (found,) = examine(first, second).refused
+    assert found.render() == f"the Linux guests' VMM: {'1' * 16} | {'2' * 16}"
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        ({"vmm": "/opt/crosvm"}, "linux_guest.vmm: qemu-system-x86_64 | /opt/crosvm"),
+        ({"arguments": f"{LINUX.arguments} -S"}, f"linux_guest.arguments: {LINUX.arguments} | {LINUX.arguments} -S"),
+        ({"kernel": "arm"}, "linux_guest.kernel: base | arm"),
+        ({"kernel": (Path("/x.config"),)}, "linux_guest.kernel: base | its own"),
+    ],
+)
+def test_linux_guests_that_are_run_otherwise_are_refused(past: Past, changed: dict[str, object], refused: str) -> None:
+    first = packed(linux(1, past), BINARY)
+    second = packed(linux(2, past, replace(LINUX, **changed)), BINARY)  # type: ignore[arg-type]
+    assert [item.render() for item in examine(first, second).refused] == [refused]
 
 
 @pytest.mark.parametrize(
