@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,19 @@ CONTROL = Path(labctl.__file__)
 FRAGMENT = ROOT / "configs/kernel/lab.config"
 CONSOLE_LOG = "console.log"
 KEY = "id_ed25519"
+SECTOR, GAP_SECTORS = 512, 2048
+ACTIVE, LINUX = 0x80, 0x83  # in a partition table: what the firmware would boot, and what is in it
+GRUB_DEFAULTS = """\
+GRUB_TIMEOUT=0
+GRUB_TERMINAL=serial
+GRUB_SERIAL_COMMAND="serial --unit=0 --speed=115200"
+# The initramfs knows no UUIDs.
+GRUB_DISABLE_LINUX_UUID=true
+GRUB_CMDLINE_LINUX="{words}"
+"""
+INSTALL_GRUB = (
+    "cat >/etc/default/grub && grub-install --target=i386-pc /dev/vda && grub-mkconfig -o /boot/grub/grub.cfg && sync"
+)
 BOOT_S = 240.0  # from power-on until sshd answers; 10 s on an idle machine
 
 
@@ -188,7 +203,10 @@ def lab_hosts(image: LabImage, folder: Path, names: tuple[str, ...]) -> Iterator
     with contextlib.ExitStack() as stack:
         vms = []
         for name in names:
-            vm = stack.enter_context(_running(image, folder / name))
+            make_host(image, folder / name)
+            if image.grub:
+                _install_grub(image, folder / name)
+            vm = stack.enter_context(_running(image, folder / name, () if image.grub else _direct(image, "/dev/vda")))
             public = " ".join((vm.folder / "host_key.pub").read_text().split()[:2])
             known += [f"[127.0.0.1]:{vm.proxy.port} {public}\n", f"{name} {public}\n"]
             vms.append(vm)
@@ -202,12 +220,18 @@ def make_key(path: Path) -> None:
     proc.run([*argv, "-f", path])
 
 
-@contextlib.contextmanager
-def _running(image: LabImage, folder: Path) -> Iterator[LabVm]:
+def make_host(image: LabImage, folder: Path) -> None:
+    """A host that has never been switched on: its disk and its keys in a new ``folder``."""
     folder.mkdir()
     make_key(folder / "host_key")
     _make_disk(image, folder)
-    argv = [proc.require(QEMU, "qemu-system-x86"), *_arguments(image)]
+    if image.grub:
+        _partition(folder)
+
+
+@contextlib.contextmanager
+def _running(image: LabImage, folder: Path, loader: Sequence[str]) -> Iterator[LabVm]:
+    argv = [proc.require(QEMU, "qemu-system-x86"), *_arguments(), *loader]
     (folder / "command.txt").write_text(proc.quote(argv) + "\n")
     with proc.start(argv, cwd=folder, log=folder / "qemu.log") as child:
         port = _forwarded_port(folder, child)
@@ -239,18 +263,50 @@ def _make_disk(image: LabImage, folder: Path) -> None:
     assert "not found" not in said and "denied" not in said, said
 
 
-def _arguments(image: LabImage) -> list[str]:
+def _partition(folder: Path) -> None:
+    """Put the file system into the only partition of a disk, so that there is room for a boot loader before it."""
+    disk, root = folder / "disk.img", folder / "root.img"
+    disk.rename(root)
+    sectors = root.stat().st_size // SECTOR
+    entry = struct.pack("<B3xB3xII", ACTIVE, LINUX, GAP_SECTORS, sectors)
+    disk.write_bytes(bytes(446) + entry.ljust(64, b"\0") + b"\x55\xaa")
+    argv = ["dd", f"if={root}", f"of={disk}", f"bs={GAP_SECTORS * SECTOR}", "seek=1", "conv=sparse,notrunc"]
+    proc.run(argv, deadline_s=300)
+    os.truncate(disk, (GAP_SECTORS + sectors) * SECTOR)
+    root.unlink()
+
+
+def _install_grub(image: LabImage, folder: Path) -> None:
+    """Switched on once with the known-good kernel given by hand, the host installs its boot loader itself."""
+    public = " ".join((folder / "host_key.pub").read_text().split()[:2])
+    (folder.parent / "known_hosts").write_text(f"{folder.name} {public}\n")
+    with _running(image, folder, _direct(image, "/dev/vda1")) as vm:
+        vm.await_first_boot()
+        words = f"console=ttyS0 rw net.ifnames=0 panic=1 {_clock()}"
+        vm.ssh(INSTALL_GRUB, stdin=GRUB_DEFAULTS.format(words=words).encode(), deadline_s=BOOT_S)
+        vm.ssh("(sleep 0.5; poweroff) >/dev/null 2>&1 &")
+        end = time.monotonic() + BOOT_S
+        while vm.qmp("query-status")["status"] != "shutdown":
+            assert time.monotonic() < end, vm.console()[-3000:]
+            time.sleep(0.2)
+
+
+def _direct(image: LabImage, root: str) -> list[str]:
+    """QEMU is the boot loader: whatever restarts the machine restarts the known-good kernel."""
+    line = f"console=ttyS0 root={root} rw net.ifnames=0 panic=1 {_clock()}"
+    return ["-kernel", str(image.vmlinuz), "-initrd", str(image.initrd), "-append", line]
+
+
+def _arguments() -> list[str]:
     """QEMU's arguments; it runs in the host's folder."""
+    log = f"logfile={CONSOLE_LOG},logappend=on"
     cpu = ",".join(["EPYC-v1", "svm=on", "npt=on", *(f"{feature}=off" for feature in TCG_LACKS)])
     return [
         "-nodefaults", "-no-user-config", "-display", "none",
         # A host that switches itself off stays off until the power command, as a machine does.
         "-no-shutdown",
         "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", "1024M",
-        # The boot loader: whatever restarts the machine restarts the known-good kernel.
-        "-kernel", str(image.vmlinuz), "-initrd", str(image.initrd),
-        "-append", f"console=ttyS0 root=/dev/vda rw net.ifnames=0 panic=1 {_clock()}",
-        "-chardev", f"socket,id={labctl.CHARDEV},path={labctl.CONSOLE},server=on,wait=off,logfile={CONSOLE_LOG}",
+        "-chardev", f"socket,id={labctl.CHARDEV},path={labctl.CONSOLE},server=on,wait=off,{log}",
         "-serial", f"chardev:{labctl.CHARDEV}",
         "-chardev", f"socket,id=monitor,path={labctl.MONITOR},server=on,wait=off",
         "-mon", "chardev=monitor,mode=control",

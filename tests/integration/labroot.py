@@ -27,6 +27,7 @@ DATA = Path(__file__).parents[1] / "data/lab"
 SUITE = "bookworm"
 # sshd with its server of files; what loads the kernel under test; modprobe.
 PACKAGES = ("openssh-server", "openssh-sftp-server", "kexec-tools", "kmod")
+GRUB = ("grub2-common", "grub-pc-bin")  # for a host that has a boot loader
 # The smallest of Debian's kernels that runs on QEMU's PC. Its drivers of disk, network and KVM are modules.
 KERNEL = "linux-image-cloud-amd64"
 BOOT_MODULES = ("virtio_pci", "virtio_blk")
@@ -47,33 +48,37 @@ class Named:
 
 @dataclass(frozen=True)
 class LabImage:
-    """What every lab host starts from. ``disk`` is ext4 without a partition table; ``release`` is ``uname -r``."""
+    """What every lab host starts from. ``disk`` is ext4 without a partition table; ``release`` is ``uname -r``.
+
+    With ``grub`` there is GRUB in it, and the known-good kernel in its ``/boot``: to be installed by the host itself.
+    """
 
     disk: Path
     vmlinuz: Path
     initrd: Path
     release: str
+    grub: bool = False
 
 
-def lab_image(cache: Path, say: Callable[[str], None]) -> LabImage:
+def lab_image(cache: Path, say: Callable[[str], None], grub: bool = False) -> LabImage:
     """The image from the cache, or made now: minutes the first time, and 5 s when only ``tests/data/lab`` changed."""
-    parts = [Path(__file__).read_bytes(), *(path.read_bytes() for path in sorted(DATA.iterdir()))]
+    parts = [repr(grub).encode(), Path(__file__).read_bytes(), *(path.read_bytes() for path in sorted(DATA.iterdir()))]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     folder = cache / "lab-image" / f"image-{key}"
     with lock(cache / "lab-image/.lock", wait_s=LOCK_WAIT_S, say=say) as fd:
         if not folder.is_dir():
-            root = _debian_root(cache / "lab-image", fd, say)
+            root = _debian_root(cache / "lab-image", (*PACKAGES, *(GRUB if grub else ())), fd, say)
             with publish(folder) as new:
-                _make_image(root, new, fd)
+                _make_image(root, new, grub, fd)
     release = (folder / "release").read_text().strip()
-    return LabImage(folder / "disk.img", folder / "vmlinuz", folder / "initrd.cpio", release)
+    return LabImage(folder / "disk.img", folder / "vmlinuz", folder / "initrd.cpio", release, grub)
 
 
-def _debian_root(cache: Path, fd: int, say: Callable[[str], None]) -> Path:
+def _debian_root(cache: Path, packages: tuple[str, ...], fd: int, say: Callable[[str], None]) -> Path:
     """A folder with ``root.tar`` and ``kernel.deb``. Raises :class:`UserError` without root."""
     if os.geteuid() != 0:
         raise UserError("a lab host's disk is made by debootstrap, which must be root", hint="run the tests as root")
-    folder = cache / f"root-{hashlib.sha256(repr((SUITE, PACKAGES, KERNEL)).encode()).hexdigest()[:24]}"
+    folder = cache / f"root-{hashlib.sha256(repr((SUITE, packages, KERNEL)).encode()).hexdigest()[:24]}"
     if folder.is_dir():
         return folder
     with publish(folder) as new:
@@ -82,7 +87,7 @@ def _debian_root(cache: Path, fd: int, say: Callable[[str], None]) -> Path:
         shutil.rmtree(new / "kernel")
         say(f"making a Debian root ({SUITE}) by debootstrap")
         argv = [proc.require("debootstrap", "debootstrap"), f"--keyring={debian.KEYRING}", "--variant=minbase"]
-        argv += ["--merged-usr", f"--include={','.join(PACKAGES)}", SUITE, str(new / "root"), _mirror()]
+        argv += ["--merged-usr", f"--include={','.join(packages)}", SUITE, str(new / "root"), _mirror()]
         proc.run(argv, log=new / "debootstrap.log", deadline_s=1800, env=_proxy(), pass_fds=(fd,))
         pruned = [f"--exclude=./{name}/*" for name in PRUNED]
         proc.run(["tar", "-c", *pruned, "-C", new / "root", "-f", new / "root.tar", "."], deadline_s=300)
@@ -114,7 +119,7 @@ def _kernel_package(folder: Path, say: Callable[[str], None]) -> Path:
     return debian.download(Named(found[0]), folder / "image", say).path
 
 
-def _make_image(origin: Path, new: Path, fd: int) -> None:
+def _make_image(origin: Path, new: Path, grub: bool, fd: int) -> None:
     root = new / "root"
     root.mkdir()
     proc.run(["tar", "-x", "-C", root, "-f", origin / "root.tar"], deadline_s=300)
@@ -127,6 +132,9 @@ def _make_image(origin: Path, new: Path, fd: int) -> None:
     _initrd(modules, release, new)
     _install_modules(modules, release, root)
     _install_files(root, release)
+    if grub:
+        shutil.copy(new / "vmlinuz", root / f"boot/vmlinuz-{release}")
+        shutil.copy(new / "initrd.cpio", root / f"boot/initrd.img-{release}")
     argv: list[str | Path] = [proc.require("mke2fs", "e2fsprogs"), "-q", "-t", "ext4", "-J", "size=4", "-d", root]
     proc.run([*argv, new / "disk.img", f"{DISK_MIB}M"], deadline_s=300, pass_fds=(fd,))
     shutil.rmtree(root)
@@ -144,7 +152,7 @@ def _needed(modules: Path, release: str, names: tuple[str, ...]) -> list[Path]:
 
 def _initrd(modules: Path, release: str, new: Path) -> None:
     root = new / "initrd"
-    for name in ("bin", "dev", "lib", "root"):
+    for name in ("bin", "dev", "lib", "proc", "root"):
         (root / name).mkdir(parents=True)
     shutil.copy(proc.require("busybox", "busybox-static"), root / "bin/busybox")
     files = _needed(modules, release, BOOT_MODULES)
