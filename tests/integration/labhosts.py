@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import labctl
+import pytest
 import yaml
 from labproxy import Proxy
 from labroot import LabImage
@@ -48,6 +49,8 @@ GRUB_CMDLINE_LINUX="{words}"
 INSTALL_GRUB = (
     "cat >/etc/default/grub && grub-install --target=i386-pc /dev/vda && grub-mkconfig -o /boot/grub/grub.cfg && sync"
 )
+# Whatever runs on lab hosts.
+MARKS = (pytest.mark.lab, pytest.mark.kernel, pytest.mark.qemu, pytest.mark.network)
 BOOT_S = 240.0  # from power-on until sshd answers; 10 s on an idle machine
 
 
@@ -64,6 +67,14 @@ class LabVm:
     def power_cycle(self) -> None:
         """As by the lab file's power command."""
         labctl.power(self.folder)
+
+    def switch_off(self) -> None:
+        """Let it switch itself off, and wait until it is."""
+        self.ssh("(sleep 0.5; poweroff) >/dev/null 2>&1 &")
+        end = time.monotonic() + BOOT_S
+        while self.qmp("query-status")["status"] != "shutdown":
+            assert time.monotonic() < end, self.console()[-3000:]
+            time.sleep(0.2)
 
     def qmp(self, execute: str, **arguments: Any) -> Any:
         """One QMP command."""
@@ -203,11 +214,11 @@ def lab_hosts(image: LabImage, folder: Path, names: tuple[str, ...]) -> Iterator
     with contextlib.ExitStack() as stack:
         vms = []
         for name in names:
-            make_host(image, folder / name)
+            _make_host(image, folder / name)
             if image.grub:
                 _install_grub(image, folder / name)
             vm = stack.enter_context(_running(image, folder / name, () if image.grub else _direct(image, "/dev/vda")))
-            public = " ".join((vm.folder / "host_key.pub").read_text().split()[:2])
+            public = _public_key(vm.folder)
             known += [f"[127.0.0.1]:{vm.proxy.port} {public}\n", f"{name} {public}\n"]
             vms.append(vm)
         (folder / "known_hosts").write_text("".join(known))
@@ -220,13 +231,18 @@ def make_key(path: Path) -> None:
     proc.run([*argv, "-f", path])
 
 
-def make_host(image: LabImage, folder: Path) -> None:
+def _make_host(image: LabImage, folder: Path) -> None:
     """A host that has never been switched on: its disk and its keys in a new ``folder``."""
     folder.mkdir()
     make_key(folder / "host_key")
     _make_disk(image, folder)
     if image.grub:
         _partition(folder)
+
+
+def _public_key(folder: Path) -> str:
+    """A host's own, as known_hosts has it behind the name."""
+    return " ".join((folder / "host_key.pub").read_text().split()[:2])
 
 
 @contextlib.contextmanager
@@ -278,23 +294,22 @@ def _partition(folder: Path) -> None:
 
 def _install_grub(image: LabImage, folder: Path) -> None:
     """Switched on once with the known-good kernel given by hand, the host installs its boot loader itself."""
-    public = " ".join((folder / "host_key.pub").read_text().split()[:2])
-    (folder.parent / "known_hosts").write_text(f"{folder.name} {public}\n")
+    (folder.parent / "known_hosts").write_text(f"{folder.name} {_public_key(folder)}\n")
     with _running(image, folder, _direct(image, "/dev/vda1")) as vm:
         vm.await_first_boot()
-        words = f"console=ttyS0 rw net.ifnames=0 panic=1 {_clock()}"
-        vm.ssh(INSTALL_GRUB, stdin=GRUB_DEFAULTS.format(words=words).encode(), deadline_s=BOOT_S)
-        vm.ssh("(sleep 0.5; poweroff) >/dev/null 2>&1 &")
-        end = time.monotonic() + BOOT_S
-        while vm.qmp("query-status")["status"] != "shutdown":
-            assert time.monotonic() < end, vm.console()[-3000:]
-            time.sleep(0.2)
+        vm.ssh(INSTALL_GRUB, stdin=GRUB_DEFAULTS.format(words=_known_good_words()).encode(), deadline_s=BOOT_S)
+        vm.switch_off()
 
 
 def _direct(image: LabImage, root: str) -> list[str]:
     """QEMU is the boot loader: whatever restarts the machine restarts the known-good kernel."""
-    line = f"console=ttyS0 root={root} rw net.ifnames=0 panic=1 {_clock()}"
+    line = f"root={root} {_known_good_words()}"
     return ["-kernel", str(image.vmlinuz), "-initrd", str(image.initrd), "-append", line]
+
+
+def _known_good_words() -> str:
+    """The known-good kernel's command line, but for its root."""
+    return f"console=ttyS0 rw net.ifnames=0 panic=1 {_clock()}"
 
 
 def _arguments() -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from labhosts import LabVm, lab_file
+from labhosts import MARKS, LabVm, lab_file
 from labruns import STORM
 from orchcli import derive, orch
 from realkernel import PLANTED
@@ -22,14 +22,7 @@ from orchestrator.nights.beside import side_by_side
 from orchestrator.results import Outcome
 from orchestrator.store import STATUS, Store
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.dear,
-    pytest.mark.kernel,
-    pytest.mark.qemu,
-    pytest.mark.network,
-    pytest.mark.usefixtures("at_home"),
-]
+pytestmark = [*MARKS, pytest.mark.dear, pytest.mark.usefixtures("at_home")]
 
 VERDICTS = {"improved", "regressed", "mixed", "equivalent", "inconclusive"}
 # One CPU, nested as there: icount has no other.

@@ -7,20 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
-from labhosts import LabVm
+from labhosts import MARKS, LabVm
 from labruns import STORM, finished, lab_config, running_config
 from orchcli import Run, check_samples, orch
 
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.results import Outcome
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.kernel,
-    pytest.mark.qemu,
-    pytest.mark.network,
-    pytest.mark.usefixtures("at_home"),
-]
+pytestmark = [*MARKS, pytest.mark.usefixtures("at_home")]
 
 Hosts = tuple[LabVm, ...]
 KEXEC_REFUSED = "kexec refused: kexec_load failed: Operation not permitted"

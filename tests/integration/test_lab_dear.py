@@ -10,21 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from labhosts import LabVm
+from labhosts import MARKS, LabVm
 from labruns import UNDER_TEST, await_measuring, finished, going, lab_config, running_config
 from orchcli import Run, check_samples, orch
 
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.results import Outcome
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.dear,
-    pytest.mark.kernel,
-    pytest.mark.qemu,
-    pytest.mark.network,
-    pytest.mark.usefixtures("at_home"),
-]
+pytestmark = [*MARKS, pytest.mark.dear, pytest.mark.usefixtures("at_home")]
 
 Hosts = tuple[LabVm, ...]
 # What df calls available leaves root some; [-]: not the command that looks for it.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labhosts import LabVm, lab_hosts
+from labhosts import MARKS, LabVm, lab_hosts
 from labroot import lab_image
 from labruns import UNDER_TEST, await_measuring, finished, going, lab_config
 from orchcli import check_samples
@@ -18,7 +18,7 @@ from orchestrator.kernel.build import BuiltKernel
 from orchestrator.lab import boot
 from orchestrator.results import Outcome
 
-pytestmark = [pytest.mark.lab, pytest.mark.dear, pytest.mark.kernel, pytest.mark.qemu, pytest.mark.network]
+pytestmark = [*MARKS, pytest.mark.dear]
 
 GRUB: dict[str, object] = {"boot": "grub"}
 

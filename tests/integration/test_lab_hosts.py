@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
-from labhosts import BOOT_S, LabVm
+from labhosts import MARKS, LabVm
 
 from orchestrator import image, recording
 from orchestrator.errors import CommandError
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.trial import padded
 
-pytestmark = [pytest.mark.lab, pytest.mark.kernel, pytest.mark.qemu, pytest.mark.network]
+pytestmark = [*MARKS]
 
 TRIAL = (
     f"/root/fault_vmm --arm '{padded('base')}' --cell quiet --seed 1 --vcpus 1 --mem-bytes 4194304 --stride-bytes 4096"
@@ -61,11 +60,7 @@ def test_kexec_leads_to_a_kernel_under_test_that_measures_and_a_break_leads_back
 @pytest.mark.dear
 def test_a_host_that_is_off_is_silent_until_the_power_command(lab: tuple[LabVm, ...]) -> None:
     host = lab[1]
-    host.ssh("(sleep 0.5; poweroff) >/dev/null 2>&1 &")
-    end = time.monotonic() + BOOT_S
-    while host.qmp("query-status")["status"] != "shutdown":
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    host.switch_off()
     with pytest.raises(CommandError):
         host.ssh("true", deadline_s=5)
     host.power_cycle()

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from labhosts import LabVm
+from labhosts import MARKS, LabVm
 from labruns import STORM, finished, lab_config
 from orchcli import check_samples
 
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.results import Outcome
 
-pytestmark = [pytest.mark.lab, pytest.mark.dear, pytest.mark.kernel, pytest.mark.qemu, pytest.mark.network]
+pytestmark = [*MARKS, pytest.mark.dear]
 
 LINUX: dict[str, object] = {"kind": "linux", "faults": "host", "jitter_wakeups": 100}
 
