@@ -39,7 +39,7 @@ CALIBRATION = 200
 BEGIN, END = "<!-- errorrates -->", "<!-- end of errorrates -->"
 FIXED = Schedule(boots=12)
 DECIDED = Schedule(boots=12, until="decided", at_most=24)
-ORDERS = {"abba": "A B B A", "random": "random order"}
+ORDERS: dict[Literal["abba", "random"], str] = {"abba": "A B B A", "random": "random order"}
 TIGHT = 0.001  # A margin that catches nothing: the tests alone must hold the error rate.
 
 Ask = Callable[[World, Measurements], float]
@@ -202,20 +202,20 @@ def _drifts() -> Iterator[Row]:
 def _orders() -> Iterator[Row]:
     """Behind all others: a row's number is part of its seeds."""
     group = "A load comes and goes every four trials (±5 %), and yet something is called"
-    orders: tuple[tuple[Literal["abba", "random"], float | None], ...] = (("abba", None), ("random", ALPHA))
-    for order, bar in orders:
+    for order, name in ORDERS.items():
         for text, schedule in (("12 boots", FIXED), ("until decided", DECIDED)):
             schedule = dataclasses.replace(schedule, order=order)
             world = World(size=0.005, cells=1, wave=0.05, margin=TIGHT, schedule=schedule)
-            yield Row(group, f"{text}, {ORDERS[order]}, margin 0.1 %", world, any_call, at_most=bar)
+            bar = ALPHA if order == "random" else None
+            yield Row(group, f"{text}, {name}, margin {TIGHT * 100:g} %", world, any_call, at_most=bar)
     group = "The machine slows down by 1 % a trial, and yet something is called, in random order"
     random = dataclasses.replace(FIXED, order="random")
-    yield Row(group, "12 boots, margin 0.1 %", World(size=0.005, cells=1, drift=0.01, margin=TIGHT, schedule=random),
-              any_call, at_most=ALPHA)  # fmt: skip
+    world = World(size=0.005, cells=1, drift=0.01, margin=TIGHT, schedule=random)
+    yield Row(group, f"12 boots, margin {TIGHT * 100:g} %", world, any_call, at_most=ALPHA)
     group = "What random order costs: an effect as large as A B B A could have called, on a machine that slows down"
-    for order, _ in orders:
+    for order, name in ORDERS.items():
         world = World(size=0.02, drift=0.01, shift=0.05, schedule=dataclasses.replace(FIXED, order=order))
-        yield Row(group, f"12 boots, {ORDERS[order]}: p50 +5 %", world, partial(called, "p50"))
+        yield Row(group, f"12 boots, {name}: p50 +5 %", world, partial(called, "p50"))
 
 
 def _groups() -> Iterator[Row]:
