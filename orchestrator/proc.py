@@ -1,4 +1,4 @@
-"""The only place that starts processes: argv lists, never a shell; logs; deadlines.
+"""The only place that starts processes: argv lists, which no shell ever reads; logs; deadlines.
 
 Every child gets its own session, dies with us (``PR_SET_PDEATHSIG`` by ``setpriv``, and :data:`GUARD`) and, past its
 deadline, is killed with its whole process group.
