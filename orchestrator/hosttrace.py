@@ -21,14 +21,15 @@ PACKED = "trace.bin.gz"  # how a trace is kept with its trial: about a seventh o
 
 MAGIC = 0x314352544843524F
 TRAILER_MAGIC = 0x31444E4543525454
-VERSION = 1
+VERSION = 2
+WITHOUT_MISSED = 1  # the version that does not say what the probes missed
 HEADER_BYTES = 64
 PAGE_FAULT, EXIT, SWITCH, INVALIDATE, INVALIDATED, INSTALL = 1, 2, 3, 4, 5, 6
 
 HEADER = np.dtype(
     [
         ("magic", "<u8"), ("version", "<u4"), ("header_bytes", "<u4"), ("buffer_bytes", "<u8"), ("start_tsc", "<u8"),
-        ("end_tsc", "<u8"), ("reserved", "S24"),
+        ("end_tsc", "<u8"), ("nr_missed", "<u8"), ("reserved", "S16"),
     ]
 )  # fmt: skip
 EVENT = np.dtype([("tsc", "<u8"), ("a", "<u8"), ("b", "<u8"), ("tid", "<u4"), ("cpu", "<u2"), ("kind", "<u2")])
@@ -42,7 +43,9 @@ class Trace:
 
     ``events`` is a structured array of dtype :data:`EVENT`, by time; what ``a`` and ``b`` are depends on ``kind``.
     ``lost`` events did not fit a CPU's buffer of ``buffer_bytes``: what is here is then all that happened before
-    ``whole_until_tsc``, and not all that happened after. Without losses that is the end.
+    ``whole_until_tsc``, and not all that happened after. Without losses that is the end. ``missed`` invalidations began
+    or ended without their probe, at a time that nobody knows: with any, nothing is whole. None in a trace that does not
+    say (version 1).
     """
 
     buffer_bytes: int
@@ -50,6 +53,7 @@ class Trace:
     end_tsc: int
     events: NDArray[np.void]
     lost: int
+    missed: int | None
     whole_until_tsc: int
 
     def of(self, kind: int) -> NDArray[np.void]:
@@ -91,7 +95,8 @@ def parse(data: bytes, name: str) -> Trace:
         raise RecordingError(f"{name} is damaged: events by CPU {found}, the file says {counted}")
     if not np.isin(events["kind"], range(PAGE_FAULT, INSTALL + 1)).all():
         raise RecordingError(f"{name} holds an event of a kind that is not known")
-    until = int(header["end_tsc"])
+    missed = int(header["nr_missed"]) if header["version"] != WITHOUT_MISSED else None
+    until = int(header["start_tsc" if missed else "end_tsc"])
     for cpu in cpus[cpus["nr_lost"] > 0]:
         own = events["tsc"][events["cpu"] == cpu["cpu"]]
         until = min(until, int(own.max()) if len(own) else 0)
@@ -101,6 +106,7 @@ def parse(data: bytes, name: str) -> Trace:
         end_tsc=int(header["end_tsc"]),
         events=events[np.argsort(events["tsc"], kind="stable")],
         lost=int(cpus["nr_lost"].sum()),
+        missed=missed,
         whole_until_tsc=until,
     )
 
@@ -111,8 +117,9 @@ def _header(data: bytes, name: str) -> np.void:
     header: np.void = np.frombuffer(data, HEADER, 1)[0]
     if header["magic"] != MAGIC:
         raise RecordingError(f"{name} is not a trace: magic {int(header['magic']):#018x}")
-    if header["version"] != VERSION or header["header_bytes"] != HEADER_BYTES:
-        raise RecordingError(f"{name} is of version {int(header['version'])}; this tool reads version {VERSION}")
+    if header["version"] not in (WITHOUT_MISSED, VERSION) or header["header_bytes"] != HEADER_BYTES:
+        read = f"{WITHOUT_MISSED} and {VERSION}"
+        raise RecordingError(f"{name} is of version {int(header['version'])}; this tool reads versions {read}")
     return header
 
 

@@ -12,8 +12,10 @@
  *	struct trace_trailer			(counts, and a CRC-32 of every byte before it)
  *
  * A file without its trailer is an incomplete trial. A complete file with lost events is an incomplete *trace*: it says
- * so itself, in struct trace_cpu. A full buffer keeps the old and drops the new, so what is there is whole up to the
- * last event of a CPU that lost some.
+ * so itself, in struct trace_cpu and in nr_missed. A full buffer keeps the old and drops the new, so what is there is
+ * whole up to the last event of a CPU that lost some; when a probe missed something, nobody knows.
+ *
+ * Version 1 had no nr_missed: zero there, and it is not known whether its probes missed anything. Else it was the same.
  */
 #ifndef ORCH_TRACE_H
 #define ORCH_TRACE_H
@@ -22,7 +24,7 @@
 
 #define TRACE_MAGIC		0x314352544843524full	/* "ORCHTRC1" read as bytes */
 #define TRACE_TRAILER_MAGIC	0x31444e4543525454ull	/* "TTRCEND1" read as bytes */
-#define TRACE_VERSION		1
+#define TRACE_VERSION		2
 #define TRACE_HEADER_BYTES	64
 
 /*
@@ -52,8 +54,9 @@ struct trace_header {
 	uint32_t header_bytes;		/* TRACE_HEADER_BYTES */
 	uint64_t buffer_bytes;		/* of each CPU's ring buffer */
 	uint64_t start_tsc;		/* host TSC when tracing was switched on */
-	uint64_t end_tsc;		/* and off */
-	uint8_t reserved[24];		/* zero */
+	uint64_t end_tsc;		/* and off: the program began after the one and was over before the other */
+	uint64_t nr_missed;		/* INVALIDATE and INVALIDATED that their probes did not see: kprobe_profile */
+	uint8_t reserved[16];		/* zero */
 };
 
 struct trace_event {

@@ -55,6 +55,20 @@ def test_after_a_loss_a_trace_is_whole_until_that_cpus_last_event() -> None:
     assert (nothing.lost, nothing.whole_until_tsc) == (1, 0)
 
 
+def test_what_the_probes_missed_could_be_anywhere() -> None:
+    found = hosttrace.parse(trace_bytes(EVENTS, missed=2, start_tsc=100), "x")
+    assert (found.lost, found.missed, found.whole_until_tsc) == (0, 2, 100)
+    whole = hosttrace.parse(trace_bytes(EVENTS), "x")
+    assert (whole.missed, whole.whole_until_tsc) == (0, 1 << 40)
+
+
+def test_a_trace_from_before_misses_were_counted_is_read_and_claims_nothing() -> None:
+    found = hosttrace.parse(trace_bytes(EVENTS, version=1), "x")
+    assert found.missed is None and found.whole_until_tsc == 1 << 40 and len(found.events) == 3
+    with pytest.raises(RecordingError, match="x is of version 3; this tool reads versions 1 and 2"):
+        hosttrace.parse(trace_bytes(EVENTS, version=3), "x")
+
+
 def test_no_events_at_all_is_a_trace() -> None:
     assert len(hosttrace.parse(trace_bytes([]), "x").events) == 0
 

@@ -26,7 +26,13 @@ class Event:
 
 
 def trace_bytes(
-    events: Sequence[Event], *, lost: Mapping[int, int] | None = None, start_tsc: int = 0, end_tsc: int = 1 << 40
+    events: Sequence[Event],
+    *,
+    lost: Mapping[int, int] | None = None,
+    missed: int = 0,
+    version: int = hosttrace.VERSION,
+    start_tsc: int = 0,
+    end_tsc: int = 1 << 40,
 ) -> bytes:
     """A trace of CPUs 0 to the highest that is named; ``lost`` is how many events a CPU lost."""
     lost = lost or {}
@@ -38,9 +44,10 @@ def trace_bytes(
     for number, cpu in enumerate(cpus):
         cpu["cpu"], cpu["nr_events"], cpu["nr_lost"] = number, (rows["cpu"] == number).sum(), lost.get(number, 0)
     header = np.zeros(1, hosttrace.HEADER)
-    header["magic"], header["version"] = hosttrace.MAGIC, hosttrace.VERSION
+    header["magic"], header["version"] = hosttrace.MAGIC, version
     header["header_bytes"], header["buffer_bytes"] = hosttrace.HEADER_BYTES, 64 << 20
     header["start_tsc"], header["end_tsc"] = start_tsc, end_tsc
+    header["nr_missed"] = missed
     trailer = np.zeros(1, hosttrace.TRAILER)
     trailer["magic"], trailer["nr_events"], trailer["nr_cpus"] = hosttrace.TRAILER_MAGIC, len(rows), len(cpus)
     data = header.tobytes() + rows.tobytes() + cpus.tobytes() + trailer.tobytes()[:-4]
