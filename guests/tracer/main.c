@@ -32,8 +32,14 @@
 /* Words at 8, 16 and 24 of the struct that the second argument points to; which two are the range, pages.c decides. */
 #define PROBE_START	"p:orch/invalidate kvm_mmu_notifier_invalidate_range_start "				\
 			"word1=+8($arg2):u64 word2=+16($arg2):u64 word3=+24($arg2):u64"
-/* On return, so that the interval is never shorter than the one in which KVM's count is above zero. */
-#define PROBE_END	"r:orch/invalidated kvm_mmu_notifier_invalidate_range_end"
+/*
+ * On return, so that the interval is never shorter than the one in which KVM's count is above zero. Each thread inside
+ * the function takes one of the probe's instances until it returns, and where there is none left the end is missed. The
+ * function waits for mmu_lock, and a thread can lose its CPU before it has that (CONFIG_PREEMPT), so they may be more than
+ * CPUs: up to 64 of a storm, and a VMM's own. The kernel's default is 10 with one CPU or with two. An instance takes
+ * less than 100 bytes.
+ */
+#define PROBE_END	"r256:orch/invalidated kvm_mmu_notifier_invalidate_range_end"
 
 static const struct {
 	const char *event, *a, *b;
