@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from orchestrator.analysis.model import CellInfo, CellSummary, CheckResult
+from orchestrator.analysis.wording import tenths
 from orchestrator.experiment import Check, Experiment
 from orchestrator.results import Outcome, TrialResult
 
@@ -92,7 +93,8 @@ def _needed_retries(
                 result = CheckResult("needed_retries", arm, cell.name, "not covered", why)
             else:
                 kept = value / base
-                why = f"keeps {kept:.0%} of base's {base:.4f} retries per fault (at least {KEPT_SHARE:.0%} asked)"
+                share = f"{tenths(kept, 1)}% of base's {base:.4f} retries per fault"
+                why = f"keeps {share} (at least {KEPT_SHARE:.0%} asked)"
                 result = CheckResult("needed_retries", arm, cell.name, "held" if kept >= KEPT_SHARE else "failed", why)
             found.append(result)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from orchestrator.analysis.causes import Cause, TracedBoot
 from orchestrator.analysis.model import Attribution, CellInfo, CellSummary
-from orchestrator.analysis.wording import percent, share
+from orchestrator.analysis.wording import percent, share, tenths
 
 # What happened to a fault.
 HAPPENED: dict[Cause, str] = {
@@ -100,7 +100,7 @@ def _sums(arm: str, boots: Sequence[TracedBoot]) -> str:
     if len(counted) < len(boots) or not boots:
         return ""
     spurious, inside = sum(boot.spurious for boot in boots), sum(boot.in_window for boot in boots)
-    where = f", {100 * inside / spurious:.1f} % of them during a recorded call of the storm" if spurious else ""
+    where = f", {tenths(inside, spurious)} % of them during a recorded call of the storm" if spurious else ""
     needed, other, taken = (sum(getattr(boot, kind) for boot in boots) for kind in ("needed", "other", "taken"))
     return (
         f"{arm}: {sum(boot.retries for boot in boots):,} retries by trace, {sum(counted):,} by KVM's own counters;"

@@ -201,6 +201,15 @@ def share(fraction: float) -> str:
     return f"{size:.0f} %" if size >= 10 or size == 0 else f"{size:.1f} %" if size >= 0.05 else "<0.1 %"
 
 
+def tenths(part: float, whole: float, *, up: bool = False) -> str:
+    """A share to a tenth of a percent, as ``94.9``, never rounded to the other side of a limit.
+
+    That is down for a limit that it must reach, ``up`` for one that it must not pass.
+    """
+    found = (math.ceil if up else math.floor)(1000 * part / whole)
+    return f"{found // 10}.{found % 10}"
+
+
 def plot_titles(
     metrics: Sequence[MetricComparison],
     summaries: Sequence[CellSummary],
