@@ -78,8 +78,10 @@ class TraceCost:
 class TracedBoot:
     """One traced boot of one arm in one cell.
 
-    ``covered`` of ``faults`` faults ended before the first event was lost; all figures below are of those, and of all
-    if ``lost`` is 0. ``attempts`` is how often the guest faulted for them, ``faulting`` how many of them did so at all:
+    ``covered`` of ``faults`` faults ended before anything is missing; all figures below are of those, and of all if the
+    trace is ``whole``: ``lost`` events did not fit its buffers; ``missed`` times a probe did not see an invalidation
+    begin or end, None if the trace does not say; ``unended`` invalidations have no end, ``unbegun`` ends no beginning.
+    ``attempts`` is how often the guest faulted for them, ``faulting`` how many of them did so at all:
     ``attempts`` = ``faulting`` + ``retries`` + ``taken``. Retries are attempts that KVM threw away: ``retries`` =
     ``spurious`` + ``needed`` + ``other``; ``taken`` are mappings that were gone before the guest had used them.
     ``in_window`` of the spurious retries met an invalidation that lies in one of the storm's recorded windows.
@@ -117,6 +119,14 @@ class TracedBoot:
     storm_calls: int = 0
     storm_met: int = 0
     storm_invalidations: int = 0
+    missed: int | None = None
+    unended: int = 0
+    unbegun: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is missing of the trace, as far as that can be told."""
+        return not (self.lost or self.missed or self.unended or self.unbegun)
 
     def share(self, cause: Cause) -> CauseShare:
         """One cause's share; there is one for each."""

@@ -14,6 +14,8 @@ Ints = NDArray[np.int64]
 # __trace_sched_switch_state() (include/trace/events/sched.h): TASK_REPORT_MAX, 0x100, for a preempted task; the low
 # bits are the state of one that sleeps; 0 gave way by itself and can go on.
 SLEEPS = 0xFF
+# Of hvas: ULONG_MAX, where the range of a whole process ends (/proc/PID/clear_refs), does not fit int64.
+_TOP = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -82,21 +84,34 @@ def _before(out: Ints, back: Ints, counts: NDArray[np.bool_], time: Ints) -> Int
 
 @dataclass(frozen=True)
 class Invalidations:
-    """KVM's invalidations by the time they began; arrays of shape (invalidations,), ranges [hva, behind)."""
+    """KVM's invalidations by the time they began; arrays of shape (invalidations,), ranges [hva, behind).
+
+    ``unended`` of them have no end and ``unbegun`` ends no beginning, though the trace ought to hold it: it was missed.
+    What was in progress is known up to ``whole_until_tsc``: when one without its end began, and never with one without
+    its beginning, which any earlier one of the same thread may have been inside.
+    """
 
     start: Ints
     end: Ints
     hva: Ints
     behind: Ints
+    unended: int
+    unbegun: int
+    whole_until_tsc: int
 
     @staticmethod
     def of(trace: Trace) -> Invalidations:
         """Pairs each end with its thread's latest beginning that is still open: a huge page that is split in the middle
         of a range (__split_huge_pmd(), mm/huge_memory.c, 5.10) nests. What has no end lasts until the trace's.
+
+        A thread that was inside one as tracing was switched on or off leaves half a pair, and nothing else on that side
+        of it. Where it left something there, if only that it got its CPU or lost it, the other half was missed.
         """
         events = trace.events[np.isin(trace.events["kind"], (INVALIDATE, INVALIDATED))]
+        events["b"] = np.minimum(events["b"], np.uint64(_TOP))
         rows: list[list[int]] = []
         stacks: dict[int, list[int]] = {}
+        unbegun: list[tuple[int, int]] = []  # thread and time
         for tsc, kind, tid, hva, behind in events[["tsc", "kind", "tid", "a", "b"]].tolist():
             stack = stacks.setdefault(tid, [])
             if kind == INVALIDATE:
@@ -104,8 +119,14 @@ class Invalidations:
                 rows.append([tsc, trace.end_tsc, hva, behind])
             elif stack:
                 rows[stack.pop()][1] = tsc
-        columns = np.array(rows, np.int64).reshape(-1, 4).T
-        return Invalidations(*columns)
+            else:
+                unbegun.append((tid, tsc))
+        first, last = _seen(trace) if unbegun or any(stacks.values()) else ({}, {})
+        no_beginning = sum(first[tid] < tsc for tid, tsc in unbegun)
+        no_end = [rows[row][0] for tid, stack in stacks.items() for row in stack if rows[row][0] < last[tid]]
+        start, end, hva, behind = np.array(rows, np.int64).reshape(-1, 4).T
+        until = trace.start_tsc if no_beginning else min([trace.end_tsc, *no_end])
+        return Invalidations(start, end, hva, behind, len(no_end), no_beginning, until)
 
     def meeting(self, start: Ints, end: Ints) -> tuple[Ints, Ints]:
         """All pairs (interval, invalidation) that overlap, by interval and then by the invalidation's beginning."""
@@ -137,3 +158,18 @@ class Invalidations:
             inside &= (self.hva >= hva) & (self.behind <= behind)
             found[inside] = index[inside]
         return found
+
+
+def _seen(trace: Trace) -> tuple[dict[int, int], dict[int, int]]:
+    """When each thread was on a CPU, or came to one, for the first time and for the last."""
+    switches = trace.of(SWITCH)
+    tids = np.concatenate((trace.events["tid"].astype(np.int64), switches["a"].astype(np.int64)))
+    times = np.concatenate((trace.events["tsc"], switches["tsc"])).astype(np.int64)
+    order = np.argsort(times, kind="stable")
+    forward, back = tids[order], tids[order[::-1]]
+    threads, first = np.unique(forward, return_index=True)
+    _, last = np.unique(back, return_index=True)
+    return (
+        dict(zip(threads.tolist(), times[order][first].tolist(), strict=True)),
+        dict(zip(threads.tolist(), times[order[::-1]][last].tolist(), strict=True)),
+    )

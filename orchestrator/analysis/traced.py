@@ -49,7 +49,8 @@ class Retries:
 class Explained:
     """A traced boot, fault by fault; arrays over faults have shape (faults,).
 
-    ``covered``: the fault ended before the trace lost its first event, and everything about it is known. ``parts`` has
+    ``covered``: the fault ended before the trace lost its first event or lacks half an invalidation, and everything
+    about it is known. ``parts`` has
     shape (causes, faults), cycles, in the order of :data:`~orchestrator.analysis.causes.CAUSES`; each column adds up to
     that fault's latency. ``cause`` is what happened to it (:class:`~orchestrator.analysis.causes.SlowFault`).
     ``last_retry`` is the index in ``retries`` of each fault's last, -1 for none; ``windows`` the index in the recording
@@ -112,7 +113,7 @@ def explain(recording: Recording, trace: Trace) -> Explained:
     last[retries.fault] = np.arange(len(retries.fault))
     return Explained(
         faults=faults,
-        covered=faults.end <= trace.whole_until_tsc,
+        covered=faults.end <= min(trace.whole_until_tsc, invalidations.whole_until_tsc),
         attempts=np.bincount(fault, minlength=len(faults.start)).astype(np.int64),
         parts=parts,
         cause=_cause(parts, retries),

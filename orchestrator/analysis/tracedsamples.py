@@ -18,7 +18,7 @@ from orchestrator.results import Outcome, TrialResult
 _NAME = pa.dictionary(pa.int32(), pa.string())
 # As in samples.parquet; cause and the times by cause are analysis/causes.py's. attempts is how often the guest faulted;
 # spurious, needed, other and taken count those in vain by kind. window is the index in the recording of the storm's
-# window that the last of them met, or -1. What is not covered ended after the trace had lost its first event.
+# window that the last of them met, or -1. What is not covered ended after something was missing in the trace.
 SCHEMA = pa.schema(
     [
         ("trial", _NAME), ("arm", _NAME), ("cell", _NAME), ("vcpu", pa.uint32()), ("start_ns", pa.float64()),

@@ -79,19 +79,30 @@ def traced_notes(boots: Sequence[TracedBoot], accel: str) -> tuple[str, ...]:
     ``accel`` is what the trials ran on: only under icount is the difference of two boots the tracing's alone.
     """
     arms = tuple(dict.fromkeys(boot.arm for boot in boots))
-    whole = {arm: [boot for boot in boots if boot.arm == arm and not boot.lost] for arm in arms}
+    whole = {arm: [boot for boot in boots if boot.arm == arm and boot.whole] for arm in arms}
     sums = [_sums(arm, whole[arm]) for arm in arms]
     storm = [_storm(arm, whole[arm]) for arm in arms]
     return tuple(note for note in (*map(_missing, boots), *sums, *storm, _cost(boots, accel)) if note)
 
 
 def _missing(boot: TracedBoot) -> str:
-    if not boot.lost:
+    if boot.whole:
         return ""
     return (
-        f"{boot.cell}, {boot.arm}: the trace is INCOMPLETE: {boot.lost:,} events did not fit its buffers and are lost;"
+        f"{boot.cell}, {boot.arm}: the trace is INCOMPLETE: {'; '.join(lacks(boot))};"
         f" what is said of this boot is of the first {boot.covered:,} of {boot.faults:,} faults."
     )
+
+
+def lacks(boot: TracedBoot) -> tuple[str, ...]:
+    """What is missing of a boot's trace; empty if it is whole."""
+    said = (
+        (boot.lost, "event{s} did not fit its buffers"),
+        (boot.missed or 0, "time{s} a probe missed an invalidation, nobody knows when"),
+        (boot.unended, "invalidation{s} without an end, though the thread went on"),
+        (boot.unbegun, "end{s} of an invalidation without its beginning"),
+    )
+    return tuple(f"{count:,} {what.format(s='' if count == 1 else 's')}" for count, what in said if count)
 
 
 def _sums(arm: str, boots: Sequence[TracedBoot]) -> str:

@@ -92,6 +92,56 @@ def test_ends_belong_to_the_latest_open_beginning_of_their_thread() -> None:
     assert list(rows) == [(20, 60, 0x0, 0x9000), (30, 40, 0x2000, 0x4000), (35, END, 0x5000, 0x6000)]
 
 
+def shown(thread: int, *times: int) -> list[Event]:
+    """A thread comes to its CPU, and leaves it, at these times."""
+    ways = [(3, thread), (thread, 3)]
+    return [Event(time, hosttrace.SWITCH, ways[nr % 2][1], 1, tid=ways[nr % 2][0]) for nr, time in enumerate(times)]
+
+
+def begun(tsc: int, tid: int = 7) -> Event:
+    return Event(tsc, hosttrace.INVALIDATE, 0x2000, 0x3000, tid=tid)
+
+
+def over(tsc: int, tid: int = 7) -> Event:
+    return Event(tsc, hosttrace.INVALIDATED, tid=tid)
+
+
+def missing(events: list[Event]) -> tuple[int, int, int]:
+    found = Invalidations.of(trace(events))
+    return found.unended, found.unbegun, found.whole_until_tsc
+
+
+def test_half_a_pair_is_explained_by_the_traces_borders_only() -> None:
+    assert missing([over(20), begun(30), over(40), *shown(7, 45)]) == (0, 0, END), "inside one when it began"
+    assert missing([*shown(7, 5), begun(30), over(40), begun(50)]) == (0, 0, END), "and when it ended"
+    assert missing([*shown(7, 5), over(20), begun(30), over(40)]) == (0, 1, 0), "its thread was not inside one at 5"
+    assert missing([begun(30), over(40), begun(50), *shown(7, 5, 60)]) == (1, 0, 50), "nor is it at 60"
+    assert missing([begun(30), over(40), over(60)]) == (0, 1, 0), "the other may have been inside it"
+    assert missing([begun(30), begun(50), over(60)]) == (1, 0, 30), "the end of the first or of the second"
+    assert missing([begun(30), over(40, tid=8), *shown(8, 1)]) == (0, 1, 0), "another thread's end ends nothing"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=12), st.data())
+def test_no_event_goes_unnoticed(depths: list[int], data: st.DataObject) -> None:
+    """Calls that nest up to three deep, one after another: without any one event of theirs a half is missing."""
+    events: list[Event] = []
+    for number, depth in enumerate(depths):
+        first = 100 * number + 10
+        events += [begun(first + nr) for nr in range(depth)] + [over(first + 20 + nr) for nr in range(depth)]
+    around = shown(7, 1, 100 * len(depths) + 50)
+    assert missing([*events, *around]) == (0, 0, END)
+    gone = data.draw(st.integers(0, len(events) - 1))
+    unended, unbegun, until = missing([*events[:gone], *events[gone + 1 :], *around])
+    assert (unended, unbegun) == ((0, 1) if events[gone].kind == hosttrace.INVALIDATE else (1, 0))
+    assert until <= events[gone].tsc
+
+
+def test_all_memory_of_a_process_is_a_range() -> None:
+    found = Invalidations.of(trace([Event(20, hosttrace.INVALIDATE, 0, 2**64 - 1, tid=7), over(30)]))
+    assert found.hva.tolist() == [0] and found.behind[0] > 1 << 62
+
+
 def windowed(windows: list[tuple[int, int, int, int]]) -> rec.Recording:
     return rec.parse(simulate.recording_bytes(windows=windows), "x")
 

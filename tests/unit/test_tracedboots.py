@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from orchestrator.report import text
 from orchestrator.results import Outcome, Provenance, TrialResult
 
 PROVENANCE = Provenance("orch run configs/attribution.yaml", ())
+HALVES = (hosttrace.INVALIDATE, hosttrace.INVALIDATED)
 RETRIES = {"base": 240, "v1": 24}
 PLANT = Plant(
     (cell("quiet"), cell("outside", "outside", preempted=True)),
@@ -72,11 +73,13 @@ class Simulated:
             self.experiment, self.results, built, self.trials, run="r", accel=accel, planned=len(self.results)  # type: ignore[arg-type]
         ).comparison  # fmt: skip
 
-    def rewrite(self, trial: str, lost: Mapping[int, int] | None = None, drop: int | None = None) -> None:
-        """Give a traced trial another trace: with losses, or without the events of one kind."""
+    def rewrite(
+        self, trial: str, lost: Mapping[int, int] | None = None, drop: Sequence[int] = (), **header: int
+    ) -> None:
+        """Give a traced trial another trace: with losses, or without the events of some kinds."""
         found = rec.read(self.trials / trial / "recording.bin")
-        events = [event for event in events_of(found, RETRIES[found.header.arm]) if event.kind != drop]
-        self.leave(trial, trace_bytes(events[: len(events) // 2] if lost else events, lost=lost))
+        events = [event for event in events_of(found, RETRIES[found.header.arm]) if event.kind not in drop]
+        self.leave(trial, trace_bytes(events[: len(events) // 2] if lost else events, lost=lost, **header))
 
     def leave(self, trial: str, trace: bytes) -> None:
         (self.trials / trial / "raw").write_bytes(trace)
@@ -146,7 +149,7 @@ def test_the_storm_is_found_in_the_vmms_memory_call_by_call(simulated: Simulated
     assert storm_checks(comparison) == {"base": ("held", said), "v1": ("held", said)}
     note = "base: 12 of 12 calls of the storm in the VMM invalidated the VMM's memory (12 events of its mm)."
     assert note in comparison.traced_notes
-    simulated.rewrite("100", drop=hosttrace.INVALIDATE)
+    simulated.rewrite("100", drop=HALVES)
     status, why = storm_checks(replace(simulated, experiment=chosen).comparison())["base"]
     assert status == "failed" and why.startswith("0 of 12 calls of the storm in the VMM")
     simulated.rewrite("100", lost={0: 3})
@@ -160,7 +163,7 @@ def test_a_storm_in_another_process_must_not_reach_the_vmms_memory(simulated: Si
 
     cells = tuple(elsewhere(found) for found in simulated.experiment.cells)
     chosen = replace(simulated.experiment, cells=cells, checks=("storm_in_vmm",))
-    simulated.rewrite("101", drop=hosttrace.INVALIDATE)
+    simulated.rewrite("101", drop=HALVES)
     comparison = replace(simulated, experiment=chosen).comparison()
     assert storm_checks(comparison)["v1"] == (
         "held", "0 of 12 calls of the storm in another process invalidated the VMM's memory (0 events of its mm in"
@@ -168,6 +171,9 @@ def test_a_storm_in_another_process_must_not_reach_the_vmms_memory(simulated: Si
     )  # fmt: skip
     assert storm_checks(comparison)["base"][0] == "failed"
     assert any("v1: 0 of 12 calls of the storm in another process" in note for note in comparison.traced_notes)
+    simulated.rewrite("101", drop=HALVES, missed=1)  # None was seen, which proves nothing.
+    said = storm_checks(replace(simulated, experiment=chosen).comparison())
+    assert said["v1"][0] == "not covered" and said["v1"][1].endswith("the trace is incomplete")
 
 
 def test_its_cost_is_told_from_the_measured_boot_of_the_same_seed(simulated: Simulated) -> None:
@@ -195,7 +201,7 @@ def test_the_check_holds_where_everything_is_accounted_for(simulated: Simulated)
     assert checks(simulated.comparison()) == {
         arm: (
             "held",
-            f"{count} retries by trace, {count} by KVM's counters; {count} of the {count} spurious ones (100%) met a"
+            f"{count} retries by trace, {count} by KVM's counters; {count} of the {count} spurious ones (100.0%) met a"
             " storm window (at least 95% asked)",
         )
         for arm, count in RETRIES.items()
@@ -209,7 +215,7 @@ def test_a_lost_event_fails_the_check_and_is_said_aloud(simulated: Simulated) ->
     assert (boot.lost, boot.faults) == (77, 4000) and 1000 < boot.covered < 3000
     assert sum(item.faults for item in boot.shares) == boot.covered
     status, why = checks(comparison)["base"]
-    assert status == "failed" and why.startswith("the trace is incomplete: 77 events were lost, ")
+    assert status == "failed" and why.startswith("the trace is incomplete: 77 events did not fit its buffers; ")
     assert why.endswith("raise trace.buffer_mib")
     assert "base: the trace is INCOMPLETE: 77 events" in comparison.traced_notes[0]
     assert checks(comparison)["v1"][0] == "held"
@@ -231,14 +237,58 @@ def test_spurious_retries_outside_the_storms_windows_fail_it(simulated: Simulate
     ]
     simulated.leave("100", trace_bytes(moved))
     status, why = checks(simulated.comparison())["base"]
-    assert status == "failed" and "0 of the 240 spurious ones (0%) met a storm window" in why
+    assert status == "failed" and "0 of the 240 spurious ones (0.0%) met a storm window" in why
 
 
 def test_retries_without_an_invalidation_are_not_called_spurious(simulated: Simulated) -> None:
-    simulated.rewrite("100", drop=hosttrace.INVALIDATE)
+    simulated.rewrite("100", drop=HALVES)
     comparison = simulated.comparison()
     assert (boots(comparison)["base"].spurious, boots(comparison)["base"].other) == (0, 240)
-    assert checks(comparison)["base"][1].endswith("none spurious")
+    assert checks(comparison)["base"] == (
+        "failed", "240 retries by trace, 240 by KVM's counters; 240 of them (100.0%) met no invalidation (at most 5%"
+        " allowed)",
+    )  # fmt: skip
+
+
+def test_a_missed_probe_fails_it_and_nothing_is_covered(simulated: Simulated) -> None:
+    simulated.rewrite("100", missed=1)
+    comparison = simulated.comparison()
+    missed = "1 time a probe missed an invalidation, nobody knows when"
+    covered = "0 of 4000 faults are covered"
+    assert checks(comparison)["base"] == ("failed", f"the trace is incomplete: {missed}; {covered}")
+    assert "base: the trace is INCOMPLETE: 1 time a probe missed an invalidation" in comparison.traced_notes[0]
+    assert not any(note.startswith("base: ") for note in comparison.traced_notes), "its sums mean nothing"
+    assert "base: no fault is covered" in text.render(comparison, PROVENANCE)
+
+
+def test_a_trace_that_does_not_say_what_was_missed_is_not_held(simulated: Simulated) -> None:
+    simulated.rewrite("100", version=1)
+    status, why = checks(simulated.comparison())["base"]
+    assert status == "not covered" and why.endswith("; the trace does not say what its probes missed")
+
+
+@pytest.mark.parametrize(
+    ("gone", "status"),
+    [
+        (0, "held"),
+        (12, "held"),  # 5 % of 240
+        (13, "not covered"),  # more than that, and too few to tell a trace with holes from a quicker vCPU
+        (16, "not covered"),
+        (17, "failed"),
+    ],
+)
+def test_too_many_retries_without_an_invalidation_are_not_held(simulated: Simulated, gone: int, status: str) -> None:
+    """One fault's 20 retries, of which so many come before its invalidation begins."""
+    found = rec.read(simulated.trials / "100" / "recording.bin")
+    events = events_of(found, 240)
+    first = next(nr for nr, event in enumerate(events) if event.kind == hosttrace.INVALIDATE)
+    fault = [event.tsc for event in events if event.kind == hosttrace.PAGE_FAULT and event.tsc > events[first].tsc]
+    spun = next(nr for nr in range(len(fault)) if fault[nr + 1] - fault[nr] == 100)
+    if gone:
+        events[first] = replace(events[first], tsc=fault[spun + gone] + 1)
+    simulated.leave("100", trace_bytes(sorted(events, key=lambda event: event.tsc)))
+    comparison = simulated.comparison()
+    assert boots(comparison)["base"].other == gone and checks(comparison)["base"][0] == status
 
 
 def test_a_traced_boot_that_did_not_end_well_is_not_covered(simulated: Simulated) -> None:
