@@ -27,7 +27,7 @@ CELLS = {"outside": {"storm": {"placement": "outside"}}, "overlap": {"storm": {"
 def traced(kernels: dict[str, BuiltKernel], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """configs/attribution.yaml with half the rounds and two of its cells."""
     folder = tmp_path_factory.mktemp("traced")
-    checks = ["kernel_log", "needed_retries", "attribution"]
+    checks = ["kernel_log", "needed_retries", "attribution", "storm_in_vmm"]
     config = derive(CONFIG, folder, defaults=DEFAULTS, cells=CELLS, trace={"buffer_mib": 32}, checks=checks)
     return run(config, folder / "results", "--gate")
 
@@ -41,12 +41,14 @@ def test_the_experiment_ends_well_and_its_checks_hold(traced: Run) -> None:
     checks = from_json(Comparison, traced.folder / COMPARISON_FILE).checks
     assert {item.status for item in checks} == {"held"}
     assert sum(item.name == "attribution" for item in checks) == 4
+    assert sum(item.name == "storm_in_vmm" for item in checks) == 4
     assert set(boots(traced)) == {(cell, arm) for cell in CELLS for arm in ("base", "v1")}
 
 
 def test_all_sums_add_up(traced: Run) -> None:
     for boot in boots(traced).values():
-        assert boot.lost == 0 and boot.covered == boot.faults == 32768
+        assert boot.covered == boot.faults == 32768
+        assert (boot.lost, boot.missed, boot.unended, boot.unbegun) == (0, 0, 0, 0)
         assert (boot.retries, boot.exits) == (boot.counted, boot.exits_counted)
         assert boot.attempts == boot.faulting + boot.retries + boot.taken
         assert boot.retries == boot.spurious + boot.needed + boot.other
