@@ -1,6 +1,6 @@
 """Traced boots of real kernels: every retry accounted for, by two counts that know nothing of each other.
 
-Eleven short boots of kernels that the other tests build as well: about 80 s of CPU time, reports included.
+Fifteen short boots of kernels that the other tests build as well: about 100 s of CPU time, reports included.
 """
 
 from __future__ import annotations
@@ -88,6 +88,24 @@ def test_a_trace_repeats_byte_for_byte(traced: Run) -> None:
     assert ended.code == 0, ended.text
     (again,) = (traced.folder / "reruns").iterdir()
     assert (again / PACKED).read_bytes() == (first / PACKED).read_bytes()
+
+
+def test_two_cpus_at_work_at_once_are_accounted_for_as_well(kernels: dict[str, BuiltKernel], tmp_path: Path) -> None:
+    """configs/parallel.yaml, smaller: vCPU and storm run side by side, and events come from two buffers."""
+    storm = {"op": "madvise_dontneed", "size_kib": 1024, "cpu": "other"}
+    overlap = {"placement": "overlap", "size_kib": 16384, "period_us": 2000}
+    config = derive(
+        ROOT / "configs/parallel.yaml", tmp_path, arms={"base": []},
+        defaults={"guest": {"mem_mib": 16, "rounds": 2}, "storm": storm},
+        cells={"outside": {"storm": {"placement": "outside"}}, "overlap": {"storm": overlap}},
+        schedule={"boots": 1}, trace={"buffer_mib": 32}, checks=["attribution", "storm_in_vmm"],
+    )  # fmt: skip
+    done = run(config, tmp_path / "results", "--gate")
+    assert done.ended.code == 0, done.ended.text
+    assert {item.status for item in from_json(Comparison, done.folder / COMPARISON_FILE).checks} == {"held"}
+    outside, overlap_ = (boots(done)[cell, "base"] for cell in ("outside", "overlap"))
+    assert outside.spurious >= 50 and outside.needed == 0
+    assert overlap_.needed >= 50 and overlap_.spurious == 0
 
 
 def test_a_buffer_that_is_too_small_is_said_aloud(kernels: dict[str, BuiltKernel], tmp_path: Path) -> None:
