@@ -50,6 +50,7 @@ struct params {
 struct guest_task {
 	uint64_t order_gva;	/* u32 page indices, one an access */
 	uint64_t samples_gva;	/* struct rec_fault */
+	uint64_t stack_gva;	/* its end; only exceptions use it */
 	uint64_t count;
 };
 
@@ -71,6 +72,7 @@ struct vm {
 	uint8_t *sys;
 	uint64_t sys_bytes;
 	uint8_t *mem;
+	uint64_t trap_gpa;	/* the page with the guest's IDT */
 	uint64_t slot_bytes;	/* mem_bytes, and an adjacent storm's range behind them */
 	uint64_t tsc_hz;
 	bool tdp;
@@ -86,6 +88,12 @@ void vcpu_round(struct vm *vm, struct vcpu *vcpu, uint32_t round);
 /* layout.c: where the tables of the guest lie in its memory, and what is in them. */
 void layout_prepare(struct vm *vm);
 uint64_t layout_pml4_gpa(void);
+bool layout_intact(const struct vm *vm);
+
+/* trap.c: what the guest does when something beneath it fails, and what is said of it. */
+void trap_prepare(struct vm *vm);
+void trap_set_tables(const struct vm *vm, struct kvm_sregs *sregs);
+_Noreturn void die_of_unexpected_exit(const struct vm *vm, const struct vcpu *vcpu);
 
 /* counters.c: KVM's statistics of this VM. Returns how many there are, 0 where the kernel offers none. */
 uint32_t counters_read(const struct vm *vm, struct rec_counter *counters, bool after);
@@ -102,5 +110,8 @@ void record_write(const struct vm *vm, const struct storm *storm, uint64_t start
 /* guest.S */
 extern const uint8_t guest_start[], guest_end[];
 extern const uint8_t guest_warm[], guest_write[], guest_read[];
+
+/* trap_stubs.S */
+extern const uint8_t trap_start[], trap_end[];
 
 #endif

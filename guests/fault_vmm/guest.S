@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The flat guest: 64-bit, ring 0, no interrupts, no IDT (an unexpected exception is a triple fault, which the VMM
- * reports). Position-independent; copied to SYS_GPA. Three entries; each ends with OUT, and is entered anew a round.
+ * The flat guest: 64-bit, ring 0, no interrupts. It causes no exception; trap_stubs.S tells of one from beneath.
+ * Position-independent; copied to SYS_GPA. Three entries; each ends with OUT, and is entered anew a round.
  *
  *	rsi	order: u32 page indices		rdi	samples: struct rec_fault
  *	rcx	number of accesses		rbx	gva of page 0

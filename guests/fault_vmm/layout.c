@@ -2,7 +2,7 @@
 /*
  * The guest's memory map. The system memslot holds, from gpa 0:
  *
- *	code | PML4 | PDPT | PD ... | PT ... | per vCPU: page order, samples
+ *	code | PML4 | PDPT | PD ... | PT ... | exceptions | per vCPU: stack, page order, samples
  *
  * gva == gpa everywhere. The system memslot is mapped by 2 MiB guest pages; the faulting range by 4 KiB or 2 MiB ones
  * (--page), which under shadow paging decides how large a page KVM may shadow, and under TDP does not matter to KVM.
@@ -53,26 +53,27 @@ static uint64_t tables_bytes(const struct vm *vm)
 	return CODE_BYTES + (2 + nr_pds(vm) + nr_pts(vm)) * PAGE_BYTES;
 }
 
-static uint64_t *table(struct vm *vm, uint64_t gpa)
+static uint64_t *table(uint8_t *sys, uint64_t gpa)
 {
-	return (uint64_t *)(vm->sys + (gpa - SYS_GPA));
+	return (uint64_t *)(sys + (gpa - SYS_GPA));
 }
 
-static void build_page_tables(struct vm *vm)
+/* Into memory at ``sys``, which is the system memslot's or a copy of it. */
+static void build_page_tables(const struct vm *vm, uint8_t *sys)
 {
 	uint64_t pdpt_gpa = PML4_GPA + PAGE_BYTES;
 	uint64_t pd_gpa = pdpt_gpa + PAGE_BYTES;
 	uint64_t pt_gpa = pd_gpa + nr_pds(vm) * PAGE_BYTES;
-	uint64_t *pd = table(vm, pd_gpa);
+	uint64_t *pd = table(sys, pd_gpa);
 	uint64_t i, gpa;
 
-	table(vm, PML4_GPA)[0] = pdpt_gpa | PTE_FLAGS;
+	table(sys, PML4_GPA)[0] = pdpt_gpa | PTE_FLAGS;
 	for (i = 0; i < nr_pds(vm); i++)
-		table(vm, pdpt_gpa)[i] = (pd_gpa + i * PAGE_BYTES) | PTE_FLAGS;
+		table(sys, pdpt_gpa)[i] = (pd_gpa + i * PAGE_BYTES) | PTE_FLAGS;
 	for (gpa = SYS_GPA; gpa < SYS_GPA + vm->sys_bytes; gpa += HUGE_BYTES)
 		pd[gpa / HUGE_BYTES] = gpa | PTE_FLAGS | PTE_HUGE;
 	for (gpa = MEM_GPA; gpa < mapped_end(vm); gpa += HUGE_BYTES) {
-		uint64_t *pt = table(vm, pt_gpa);
+		uint64_t *pt = table(sys, pt_gpa);
 
 		if (vm->params->guest_huge) {
 			pd[gpa / HUGE_BYTES] = gpa | PTE_FLAGS | PTE_HUGE;
@@ -129,10 +130,14 @@ void layout_prepare(struct vm *vm)
 	uint64_t bytes = tables_bytes(vm), first = 0, offset;
 	uint32_t i;
 
+	vm->trap_gpa = SYS_GPA + bytes;
+	bytes += PAGE_BYTES;
 	for (i = 0; i < params->vcpus; i++) {
 		struct vcpu *vcpu = &vm->vcpus[i];
 
 		vcpu->index = i;
+		bytes += PAGE_BYTES;
+		vcpu->task.stack_gva = SYS_GPA + bytes;	/* grows downwards */
 		vcpu->nr_pages = share_of(params, i);
 		vcpu->task.order_gva = SYS_GPA + bytes;
 		bytes += ALIGN_UP(vcpu->nr_pages * sizeof(uint32_t), PAGE_BYTES);
@@ -149,7 +154,8 @@ void layout_prepare(struct vm *vm)
 	vm->mem = map_guest(MEM_HVA, vm->slot_bytes, 0);
 
 	memcpy(vm->sys, guest_start, guest_end - guest_start);
-	build_page_tables(vm);
+	build_page_tables(vm, vm->sys);
+	trap_prepare(vm);
 	for (i = 0; i < params->vcpus; i++) {
 		struct vcpu *vcpu = &vm->vcpus[i];
 
@@ -158,4 +164,20 @@ void layout_prepare(struct vm *vm)
 		fill_order(params, vcpu, first);
 		first += vcpu->nr_pages;
 	}
+}
+
+/* The guest writes neither, and accessed and dirty bits are preset: both must be what they were at the start. */
+bool layout_intact(const struct vm *vm)
+{
+	uint64_t bytes = tables_bytes(vm);
+	uint8_t *expected = calloc(1, bytes);
+	bool intact;
+
+	die_if(!expected, "calloc of %llu bytes", (unsigned long long)bytes);
+	memcpy(expected, guest_start, guest_end - guest_start);
+	build_page_tables(vm, expected);
+	intact = !memcmp(expected, vm->sys, guest_end - guest_start) &&
+		 !memcmp(expected + CODE_BYTES, vm->sys + CODE_BYTES, bytes - CODE_BYTES);
+	free(expected);
+	return intact;
 }

@@ -70,7 +70,7 @@ static void set_cpuid(struct vm *vm, struct vcpu *vcpu)
 	die_if(ioctl(vcpu->fd, KVM_SET_CPUID2, &cpuid), "KVM_SET_CPUID2");
 }
 
-static void set_long_mode(struct vcpu *vcpu)
+static void set_long_mode(const struct vm *vm, struct vcpu *vcpu)
 {
 	struct kvm_segment code = { .base = 0, .limit = ~0u, .selector = 0x8, .type = 0xb, .present = 1, .s = 1,
 				    .l = 1, .g = 1 };
@@ -85,6 +85,7 @@ static void set_long_mode(struct vcpu *vcpu)
 	sregs.cr3 = layout_pml4_gpa();
 	sregs.cr4 = CR4_PAE;
 	sregs.efer = EFER_LME | EFER_LMA;
+	trap_set_tables(vm, &sregs);
 	die_if(ioctl(vcpu->fd, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
 }
 
@@ -95,7 +96,7 @@ static void create_vcpu(struct vm *vm, struct vcpu *vcpu, int run_bytes)
 	vcpu->run = mmap(NULL, run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, vcpu->fd, 0);
 	die_if(vcpu->run == MAP_FAILED, "mmap of struct kvm_run");
 	set_cpuid(vm, vcpu);
-	set_long_mode(vcpu);
+	set_long_mode(vm, vcpu);
 }
 
 static bool storm_in_slot_behind_mem(const struct params *params)
@@ -160,6 +161,14 @@ void vm_create(struct vm *vm, const struct params *params)
 	vm->tsc_hz = (uint64_t)khz * 1000;
 }
 
+/* Between an overlapping storm's munmap and its mmap, or with its range moved away, a gpa may lead nowhere: EFAULT. */
+static bool storm_makes_holes(const struct vm *vm)
+{
+	const struct storm_params *storm = &vm->params->storm;
+
+	return storm->placement == STORM_OVERLAP && (storm->op == REC_OP_MUNMAP || storm->op == REC_OP_MREMAP);
+}
+
 /*
  * Some KVMs hand an access to a hole to the emulator and leave with an MMIO exit instead of EFAULT. Entering again
  * completes the access; it is a hole of an overlapping storm's making or else the measurement is broken.
@@ -168,7 +177,7 @@ static bool is_storm_hole(const struct vm *vm, const struct vcpu *vcpu)
 {
 	const struct kvm_run *run = vcpu->run;
 
-	return run->exit_reason == KVM_EXIT_MMIO && vm->params->storm.placement == STORM_OVERLAP &&
+	return run->exit_reason == KVM_EXIT_MMIO && storm_makes_holes(vm) &&
 	       run->mmio.phys_addr >= MEM_GPA && run->mmio.phys_addr < MEM_GPA + vm->params->mem_bytes;
 }
 
@@ -176,13 +185,10 @@ static void run_until_done(struct vm *vm, struct vcpu *vcpu)
 {
 	for (;;) {
 		if (ioctl(vcpu->fd, KVM_RUN, 0)) {
-			/*
-			 * EFAULT: the guest touched a hole, because an overlapping storm is between its munmap and its
-			 * mmap, or has the range moved away. Give it the CPU, then fault again.
-			 */
-			die_if(errno != EINTR && errno != EFAULT, "KVM_RUN of vCPU %u", vcpu->index);
+			die_if(errno != EINTR && !(errno == EFAULT && storm_makes_holes(vm)), "KVM_RUN of vCPU %u",
+			       vcpu->index);
 			if (errno == EFAULT)
-				sched_yield();
+				sched_yield();	/* let the storm fill the hole, then fault again */
 			errno = 0;
 			continue;
 		}
@@ -190,8 +196,7 @@ static void run_until_done(struct vm *vm, struct vcpu *vcpu)
 			return;
 		if (is_storm_hole(vm, vcpu))
 			continue;
-		die("vCPU %u left the guest for reason %u (hardware reason %#llx)", vcpu->index,
-		    vcpu->run->exit_reason, (unsigned long long)vcpu->run->hw.hardware_exit_reason);
+		die_of_unexpected_exit(vm, vcpu);
 	}
 }
 
@@ -199,6 +204,7 @@ static void enter(struct vm *vm, struct vcpu *vcpu, const uint8_t *entry, struct
 {
 	regs.rip = SYS_GPA + (entry - guest_start);
 	regs.rflags = 0x2;	/* bit 1 is always set; interrupts are off */
+	regs.rsp = vcpu->task.stack_gva;
 	die_if(ioctl(vcpu->fd, KVM_SET_REGS, &regs), "KVM_SET_REGS of vCPU %u", vcpu->index);
 	run_until_done(vm, vcpu);
 }

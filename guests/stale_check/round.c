@@ -61,7 +61,8 @@ uint64_t slot_pages(uint32_t range_pages)
 
 void set_peek(struct check *check, uint64_t page)
 {
-	struct kvm_regs regs = { .rip = SYS_GPA + PEEK_OFFSET, .rflags = 0x2, .rbx = MEM_GPA + page * PAGE_BYTES };
+	struct kvm_regs regs = { .rip = SYS_GPA + PEEK_OFFSET, .rflags = 0x2, .rsp = check->vm.vcpus[0].task.stack_gva,
+				 .rbx = MEM_GPA + page * PAGE_BYTES };
 
 	die_if(ioctl(check->vm.vcpus[0].fd, KVM_SET_REGS, &regs), "KVM_SET_REGS");
 }
@@ -76,8 +77,8 @@ static int enter_once(struct check *check)
 	if (error == EINTR || error == EFAULT)
 		return error;
 	die_if(error, "KVM_RUN failed with error %d", error);
-	die_if(vcpu->run->exit_reason != KVM_EXIT_IO || vcpu->run->io.port != DONE_PORT,
-	       "the guest left for reason %u", vcpu->run->exit_reason);
+	if (vcpu->run->exit_reason != KVM_EXIT_IO || vcpu->run->io.port != DONE_PORT)
+		die_of_unexpected_exit(&check->vm, vcpu);
 	return 0;
 }
 
