@@ -1,7 +1,8 @@
 """Boot summaries of two arms in, a verdict for each metric out.
 
 Latencies are compared as ratios (the mean of the log ratios of the pairs: the ratio of geometric means), retries per
-fault as differences, since their base is often 0. Three cases:
+fault as differences, since their base is often 0 (so their verdict; what is shown of them is the ratio of the means,
+with an interval of its own). Three cases:
 
 * One pair on a target whose time is not deterministic: nothing can be said, ``inconclusive``.
 * icount, fewer than six seeds: each pair is exact for its seed, so the verdict is what all pairs agree on. It says
@@ -187,13 +188,13 @@ def _judge_one(
         verdict, reason = "inconclusive", item.missing
     elif _exact(item, context):
         verdict, reason = _exact_verdict(item)
-        ci = _ratios(item, min(item.steps), max(item.steps), base_value)
+        ci = _range(item)
         smallest = _as_change(item, item.bounds[1], base_value)
     elif found is None:
         verdict, reason = "inconclusive", "one boot: its noise is not known"
     else:
         verdict, reason = _interval_verdict(item, found, p_adjusted, tests, context.stage)
-        ci = _ratios(item, found.low, found.high, base_value)
+        ci = _interval(item, found, context.stage.alpha)
         size = power.smallest_effect(found, item.bounds[1], context.stage, tests)
         smallest = None if size is None else _as_change(item, size, base_value)
         if verdict == "inconclusive":
@@ -280,13 +281,31 @@ def average(values: Sequence[float], metric: Metric) -> float:
     return math.exp(float(np.mean(np.log(values))))
 
 
-def _ratios(item: Effect, low: float, high: float, base_value: float | None) -> tuple[float | None, float | None]:
-    """An interval on the effect's scale as an interval of the ratio."""
+def _range(item: Effect) -> tuple[float | None, float | None]:
+    """The smallest and the largest ratio of a pair; None above a pair whose base has no retries, and the arm some."""
     if item.relative:
-        return math.exp(low), math.exp(high)
-    if not base_value:
-        return (1.0, 1.0) if low == high == 0 else (None, None)
-    return max(0.0, 1 + low / base_value), max(0.0, 1 + high / base_value)
+        return math.exp(min(item.steps)), math.exp(max(item.steps))
+    if not any(item.base_values):
+        return (None, None) if any(item.values) else (1.0, 1.0)
+    # Two zeros have no ratio; the ratio of the means lies between those of the others.
+    pairs = [both for both in zip(item.base_values, item.values, strict=True) if any(both)]
+    return _finite(*(end(value / base if base else math.inf for base, value in pairs) for end in (min, max)))
+
+
+def _interval(item: Effect, found: Estimate, alpha: float) -> tuple[float | None, float | None]:
+    """The interval of the ratio. Of retries it has one of its own, for the base's mean is not known any better.
+
+    So it may differ a little from that of the differences, which alone decides the verdict.
+    """
+    if item.relative:
+        return math.exp(found.low), math.exp(found.high)
+    if not any(item.base_values):
+        return (None, None) if any(item.values) else (1.0, 1.0)
+    return _finite(*statistics.ratio_interval(np.array(item.base_values), np.array(item.values), alpha))
+
+
+def _finite(low: float, high: float) -> tuple[float, float | None]:
+    return low, None if math.isinf(high) else high
 
 
 def _as_change(item: Effect, size: float, base_value: float | None) -> float:

@@ -59,8 +59,7 @@ def paired_rows(rows: Floats, alpha: float = ALPHA) -> tuple[Estimate, ...]:
     """
     count = rows.shape[1]
     values, spreads = rows.mean(axis=1), rows.std(axis=1, ddof=1)
-    student = float(special.stdtrit(count - 1, 1 - alpha / 2))
-    tail = max(float(special.ndtr(-math.sqrt(count / (count - 1)) * student)), 0.5e-6)
+    student, tail = _levels(count, alpha)
     means = np.sort(rows @ _resamples(count), axis=1)
     reach = student * spreads / math.sqrt(count)
     lows = np.minimum(_quantile(means, tail), values - reach)
@@ -75,11 +74,57 @@ def paired_rows(rows: Floats, alpha: float = ALPHA) -> tuple[Estimate, ...]:
     )
 
 
+def ratio_interval(base: Floats, values: Floats, alpha: float = ALPHA) -> tuple[float, float]:
+    """The interval of level ``1 - alpha`` of the ratio of means of two paired samples, neither below 0.
+
+    The base's mean is as uncertain as the other: taking what was seen of it for the truth makes the interval of a small
+    ratio far too wide, and that of a large one too narrow. A ratio ``r`` belongs to the interval if the interval of
+    :func:`paired_rows` of ``values - r * base`` holds 0. By Student's these are the ratios between E. Fieller's limits
+    ("Some problems in interval estimation", J. Royal Statistical Society B 16, 1954), by the bootstrap those between
+    the percentiles of the resamples' ratios; at either end the wider counts. The upper end is infinite where the
+    base's own mean cannot be told from 0, and in the resamples without any. The base's mean must be above 0.
+    """
+    means = float(base.mean()), float(values.mean())
+    ratio = means[1] / means[0]
+    if float(np.abs(values - ratio * base).max()) <= 1e-12 * max(float(values.max()), ratio * float(base.max())):
+        return ratio, ratio  # the same in every pair
+    student, tail = _levels(len(base), alpha)
+    low, high = _fieller(means, np.cov(base, values), student**2 / len(base))
+    left, right = (side @ _resamples(len(base)) for side in (base, values))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = right / left
+    # A resample of nothing but zeros says nothing: no ratio contradicts it.
+    for place, empty in ((tail, 0.0), (1 - tail, np.inf)):
+        end = float(_quantile(np.sort(np.nan_to_num(ratios, nan=empty, posinf=np.inf))[np.newaxis], place)[0])
+        low, high = min(low, end), max(high, end)
+    return low, high
+
+
+def _fieller(means: tuple[float, float], covariance: Floats, reach: float) -> tuple[float, float]:
+    """The ratios ``r`` of which ``(y - r * x)**2`` is at most ``reach`` times its variance, x and y the means."""
+    x, y = means
+    square = x * x - reach * float(covariance[0, 0])
+    middle = x * y - reach * float(covariance[0, 1])
+    free = y * y - reach * float(covariance[1, 1])
+    root = math.sqrt(max(0.0, middle * middle - square * free))
+    low = free / (middle + root) if free > 0 else 0.0
+    return low, (middle + root) / square if square > 0 else math.inf
+
+
+def _levels(count: int, alpha: float) -> tuple[float, float]:
+    """How many standard errors Student's interval reaches, and the share of the bootstrap beyond each end."""
+    student = float(special.stdtrit(count - 1, 1 - alpha / 2))
+    return student, max(float(special.ndtr(-math.sqrt(count / (count - 1)) * student)), 0.5e-6)
+
+
 def _quantile(ordered: Floats, share: float) -> Floats:
-    """``np.quantile`` of rows that are sorted already."""
+    """``np.quantile`` of rows that are sorted already; infinite beside an infinite value."""
     place = share * (ordered.shape[1] - 1)
     at = min(int(place), ordered.shape[1] - 2)
-    return np.asarray(ordered[:, at] + (ordered[:, at + 1] - ordered[:, at]) * (place - at), np.float64)
+    below, above = ordered[:, at], ordered[:, at + 1]
+    with np.errstate(invalid="ignore"):
+        found = below + (above - below) * (place - at)
+    return np.asarray(np.where(np.isinf(above), above, found), np.float64)
 
 
 def sign_flip_p(rows: Floats) -> tuple[float, ...]:

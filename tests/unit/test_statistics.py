@@ -83,6 +83,60 @@ def test_equal_differences_have_no_spread() -> None:
     assert statistics.paired(np.zeros(7)).p_value == 1.0
 
 
+# --- ratios of means --------------------------------------------------------------------------------------------------
+
+
+def gamma(rng: np.random.Generator, ratio: float, spread: float, pairs: int = 12) -> tuple[statistics.Floats, ...]:
+    """Two samples whose means have this ratio, with a standard deviation of ``spread`` times the mean."""
+    shape = 1 / spread**2
+    return rng.gamma(shape, 1 / shape, pairs), ratio * rng.gamma(shape, 1 / shape, pairs)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 1.0, 5.0])
+def test_the_interval_of_a_ratio_ends_where_the_difference_cannot_be_0(ratio: float) -> None:
+    """So it holds 1 exactly if the interval of the difference, which decides the verdict, holds 0."""
+    rng = np.random.default_rng(11)
+    for _ in range(20):
+        base, values = gamma(rng, ratio, 0.4)
+        low, high = statistics.ratio_interval(base, values)
+        within = [low + (high - low) * share for share in (0.002, 0.5, 0.998)]
+        beyond = [low - (high - low) * 0.002, high + (high - low) * 0.002]
+        rows = np.array([values - item * base for item in (*within, *beyond)])
+        held = [found.low <= 0 <= found.high for found in statistics.paired_rows(rows)]
+        assert held == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.5, 2.0, 5.0])
+def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says(ratio: float) -> None:
+    rng = np.random.default_rng(5)
+    hits = 0
+    for _ in range(400):
+        low, high = statistics.ratio_interval(*gamma(rng, ratio, 0.5))
+        hits += low <= ratio <= high
+    # 95 % nominal; neither fewer than 91 % nor more than 99 % by luck.
+    assert 364 <= hits <= 396
+
+
+def test_a_ratio_over_a_base_that_may_be_0_has_no_upper_end() -> None:
+    rare, often = np.array([0.0] * 11 + [0.2]), np.full(12, 0.1) + np.arange(12) / 100
+    low, high = statistics.ratio_interval(rare, often)
+    assert 0 < low < often.mean() / rare.mean() and math.isinf(high)
+    assert statistics.ratio_interval(rare, rare[::-1].copy())[0] == 0.0
+    assert statistics.ratio_interval(often, np.zeros(12)) == (0.0, 0.0)
+
+
+def test_the_same_ratio_in_every_pair_is_exact() -> None:
+    base = np.array([0.1, 0.3, 0.7, 0.2, 0.9, 0.4])
+    assert statistics.ratio_interval(base, base) == (1.0, 1.0)
+    assert statistics.ratio_interval(base, base * 0.3) == pytest.approx((0.3, 0.3), rel=1e-12)
+
+
+def test_a_wider_interval_for_a_smaller_level() -> None:
+    samples = gamma(np.random.default_rng(2), 0.5, 0.4)
+    wide, narrow = (statistics.ratio_interval(*samples, alpha) for alpha in (0.005, 0.05))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
 # --- looks ------------------------------------------------------------------------------------------------------------
 
 
