@@ -21,6 +21,7 @@ FaultMetric = Literal["mean", "p50", "p90", "p99", "p99_9", "max", "retries_per_
 Metric = FaultMetric | Symptom
 Verdict = Literal["improved", "regressed", "equivalent", "inconclusive"]
 CellVerdict = Literal["improved", "regressed", "mixed", "equivalent", "inconclusive"]
+CiKind = Literal["interval", "range"]
 Status = Literal["complete", "partial", "failed"]
 CheckStatus = Literal["held", "failed", "not covered"]
 StopReason = Literal["decided", "hopeless", "at most", "not reached"]
@@ -172,15 +173,16 @@ class MetricComparison:
     """One metric of one arm against the base in one cell; lower is better in all of them.
 
     ``ratio`` is value / base_value (None where the base is 0 and the value is not). ``ci`` is the 95 % interval of
-    the ratio; under one icount seed both ends are the ratio. ``p_value`` is the paired permutation test's,
-    ``p_adjusted`` after Holm's correction over the whole run. ``smallest_effect`` is the smallest change that this
-    run could have called, as a fraction of the base (absolute per fault for retries over a base of 0); None where no
-    change, however large, could have been called. ``decides`` is False for a metric that is shown but does not count
-    towards the cell's verdict.
+    the ratio, or the range of the seeds' own ratios where each is exact and they are too few for an interval
+    (:attr:`ci_kind`); an upper end of None beside a lower one is infinite. ``p_value`` is the paired permutation
+    test's, ``p_adjusted`` after Holm's correction over the whole run. ``smallest_effect`` is the smallest change that
+    this run could have called, as a fraction of the base (absolute per fault for retries over a base of 0); None where
+    no change, however large, could have been called. ``decides`` is False for a metric that is shown but does not
+    count towards the cell's verdict.
 
     ``boots_needed``, of an ``inconclusive`` one: about how many boots of each arm would decide it, noise and change as
-    they are (None: not known, or more than anybody would run). ``noise`` is the 95 % interval of the ratio that the
-    base showed against itself in this cell, (None, None) without A/A boots.
+    they are (None: not known, or more than anybody would run). ``noise`` is the ``ci`` of the base against itself in
+    this cell, (None, None) without A/A boots.
     """
 
     cell: str
@@ -200,6 +202,13 @@ class MetricComparison:
     decides: bool
     boots_needed: int | None = None
     noise: tuple[float | None, float | None] = (None, None)
+
+    @property
+    def ci_kind(self) -> CiKind | None:
+        """What ``ci`` is: a 95 % ``interval``, the ``range`` of a few exact seeds, or None if there is none."""
+        if self.ci[0] is None:
+            return None
+        return "range" if self.p_value is None else "interval"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from orchestrator.analysis.model import (
     CellSummary,
     CellVerdict,
     CheckResult,
+    CiKind,
     FailedTrial,
     Metric,
     MetricComparison,
@@ -34,6 +35,7 @@ PLACES = {
     "adjacent": "next to the faulting pages", "overlap": "over the faulting pages",
     "other-process": "in another process",
 }  # fmt: skip
+CI_NAMES: dict[CiKind, str] = {"interval": "95 % interval", "range": "range over seeds"}
 SHOWN_METRICS = 3
 
 

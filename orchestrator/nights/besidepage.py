@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from orchestrator.analysis.model import MetricComparison
-from orchestrator.analysis.wording import LABELS
+from orchestrator.analysis.wording import CI_NAMES, LABELS
 from orchestrator.nights.beside import Beside, Column, Row
 from orchestrator.report import templates
 from orchestrator.report.figures import metric_row
@@ -99,12 +99,14 @@ def _row(found: Beside, row: Row) -> Iterator[str]:
         if not any(items):
             continue
         unit = "per fault" if metric == "retries_per_fault" else "us"
-        yield f"  {f'{LABELS[metric]}, {unit}':{NAME + 2}} {'base':>8} {'change':>8} {'verdict':12} 95 % interval"
+        kinds = {item.ci_kind for item in items if item is not None} - {None}
+        head = CI_NAMES["range" if kinds == {"range"} else "interval"]
+        yield f"  {f'{LABELS[metric]}, {unit}':{NAME + 2}} {'base':>8} {'change':>8} {'verdict':12} {head}"
         for column, item in zip(found.columns, items, strict=True):
-            yield from _figure(column, item)
+            yield from _figure(column, item, len(kinds) > 1)
 
 
-def _figure(column: Column, item: MetricComparison | None) -> Iterator[str]:
+def _figure(column: Column, item: MetricComparison | None, mixed: bool) -> Iterator[str]:
     if item is None:
         yield f"    {_label(column)} {'n/a':>8}"
         return
@@ -112,6 +114,8 @@ def _figure(column: Column, item: MetricComparison | None) -> Iterator[str]:
     change, interval = said.change.replace(" %", "%"), said.interval.replace(" %", "%").replace(" to ", "..")
     shown = "exact" if interval == change else interval
     yield f"    {_label(column)} {said.base:>8} {change:>8} {item.verdict:12} {shown}"
+    if mixed and item.ci_kind == "range" and shown != "exact":
+        yield f"({CI_NAMES['range']})".rjust(WIDTH)
 
 
 def _label(column: Column) -> str:

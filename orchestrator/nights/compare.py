@@ -147,12 +147,17 @@ def _rows(found: Versus, verdict: CellComparison) -> Iterator[str]:
             continue
         write = per_fault if item.metric == "retries_per_fault" else microseconds
         unit = "" if item.metric == "retries_per_fault" else " µs"
-        low, high = item.ci
-        interval = f", ratio {low:.3f} to {high:.3f}" if low is not None and high is not None and low != high else ""
         yield (
             f"    {wording.LABELS[item.metric]:8}{write(item.base_value)} → {write(item.value)}{unit}"
-            f" ({wording.change(item).split(' ', 1)[1]}{interval}): {item.verdict}, {item.reason}"
+            f" ({wording.change(item).split(' ', 1)[1]}{_interval(item)}): {item.verdict}, {item.reason}"
         )
+
+
+def _interval(item: MetricComparison) -> str:
+    (low, high), kind = item.ci, item.ci_kind
+    if low is None or kind is None or low == high:
+        return ""
+    return f", ratio {low:.3f} {'or more' if high is None else f'to {high:.3f}'}, {wording.CI_NAMES[kind]}"
 
 
 def _basis(found: Versus) -> str:

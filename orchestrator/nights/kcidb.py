@@ -226,8 +226,8 @@ def _metrics(source: _Run, summary: CellSummary, path: str) -> Iterator[Node]:
             node["comment"] = f"{item.verdict} against {item.base}: {item.reason}"
             node["misc"] |= _known(
                 {"base": item.base, "base_value": item.base_value, "value": item.value, "ratio": item.ratio,
-                 "ci_low": item.ci[0], "ci_high": item.ci[1], "p_adjusted": item.p_adjusted, "pairs": item.pairs,
-                 "verdict": item.verdict}
+                 "ci_low": item.ci[0], "ci_high": item.ci[1], "ci_kind": item.ci_kind, "p_adjusted": item.p_adjusted,
+                 "pairs": item.pairs, "verdict": item.verdict}
             )  # fmt: skip
         yield node
 

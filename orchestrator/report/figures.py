@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.model import CheckResult, Comparison, Metric, MetricComparison, SelftestRow, StaleCount
-from orchestrator.analysis.wording import LABELS, percent
+from orchestrator.analysis.wording import CI_NAMES, LABELS, percent
 from orchestrator.report.said import size
 from orchestrator.report.style import microseconds, per_fault
 
@@ -66,7 +66,7 @@ def moved(metric: MetricComparison) -> str:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One comparison in full, as text."""
+    """One comparison in full, as text; ``kind`` says what the ``interval`` is, empty where there is none."""
 
     arm: str
     metric: str
@@ -74,6 +74,7 @@ class MetricRow:
     value: str
     change: str
     interval: str
+    kind: str
     noise: str
     p_value: str
     p_adjusted: str
@@ -101,6 +102,7 @@ def metric_row(item: MetricComparison) -> MetricRow:
         value=shown(item.value),
         change=moved(item) if item.value is not None else "n/a",
         interval=_interval(item.ci),
+        kind=CI_NAMES[item.ci_kind] if item.ci_kind else "",
         noise=_interval(item.noise),
         p_value=_p(item.p_value),
         p_adjusted=_p(item.p_adjusted),
@@ -114,9 +116,16 @@ def metric_row(item: MetricComparison) -> MetricRow:
 
 def _interval(ends: tuple[float | None, float | None]) -> str:
     low, high = ends
-    if low is None or high is None:
+    if low is None:
         return ""
+    if high is None:
+        return f"{percent(low - 1)} or more"
     return f"{percent(low - 1)} to {percent(high - 1)}" if low != high else percent(low - 1)
+
+
+def interval_head(rows: Sequence[MetricRow]) -> str:
+    """What a column of intervals is called; of several kinds all are named, and rows say which they are of."""
+    return " or ".join(dict.fromkeys(row.kind for row in rows if row.kind)) or "interval"
 
 
 def _p(value: float | None) -> str:

@@ -29,6 +29,7 @@ def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance
     """The page as text."""
     environment = templates.environment()
     environment.globals.update(share=share, microseconds=microseconds, per_fault=per_fault, where=where)
+    environment.globals.update(interval_head=figures.interval_head)
     drawings = make_drawings(comparison, plots)
     groups = trial_groups(comparison)
     hrefs = trial_hrefs(groups)

@@ -68,6 +68,7 @@ def _comparison(item: MetricComparison) -> dict[str, object]:
         "value": item.value,
         "ratio": item.ratio,
         "ci": list(item.ci),
+        "ci_kind": item.ci_kind,
         "p_value": item.p_value,
         "verdict": item.verdict,
     }

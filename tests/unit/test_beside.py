@@ -248,6 +248,28 @@ def test_runs_that_exist_are_shown_where_one_says(pair: list[Run], orch: Orch, t
         assert refused.code == 1 and not (tmp_path / "no").exists()
 
 
+def test_a_range_over_seeds_is_not_called_an_interval(pair: list[Run], tmp_path: Path) -> None:
+    one, other = pair
+
+    def with_ci(item: Run, p_value: float | None) -> Run:
+        rows = tuple(replace(row, ci=(0.9, 1.2), p_value=p_value) for row in item.comparison.comparisons)
+        return replace(item, comparison=replace(item.comparison, comparisons=rows))
+
+    exact, sampled = with_ci(one, None), with_ci(other, 0.2)
+    alone = render_text(side_by_side([exact, exact]))
+    assert "range over seeds" in alone and "interval" not in alone.partition("cell0")[2]
+    both = [line.strip() for line in render_text(side_by_side([exact, sampled])).splitlines()]
+    rows = [index for index, line in enumerate(both) if line.startswith("p50, us")]
+    for row in rows:
+        shown = both[row + 1 : row + 4]
+        assert both[row].endswith("95 % interval")
+        assert shown[0].endswith("-10.0%..+20.0%") and shown[1] == "(range over seeds)", shown
+        assert shown[2].endswith("-10.0%..+20.0%")
+    assert rows and render_html(side_by_side([exact, sampled]), tmp_path).count("(seeds)") == len(
+        one.comparison.comparisons
+    )
+
+
 def changed(item: Run, **fields: object) -> Run:
     return replace(item, experiment=replace(item.experiment, **fields))  # type: ignore[arg-type]
 

@@ -93,6 +93,45 @@ def test_retries_near_zero(tmp_path: Path, base: float, arm: float, verdict: str
     assert item.ratio == (None if ratio is None else pytest.approx(ratio))
 
 
+def judged_retries(base: tuple[float, ...], arm: tuple[float, ...], *, exact: bool) -> MetricComparison:
+    steps = tuple(right - left for left, right in zip(base, arm, strict=True))
+    found = compare.Effect("outside", "v1", "retries_per_fault", base, arm, steps, (-0.001, 0.001), "")
+    return compare.judge([found], "base", compare.Context(deterministic=exact))[0]
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.5, 5.0])
+def test_the_interval_of_retries_knows_that_the_base_is_a_sample_too(scale: float) -> None:
+    base = tuple(0.28 * factor for factor in (0.7, 1.3, 0.9, 1.1, 0.6, 1.4, 1.0, 1.0, 0.8, 1.2, 0.95, 1.05))
+    arm = tuple(scale * value for value in (base[3:] + base[:3]))
+    item = judged_retries(base, arm, exact=False)
+    low, high = item.ci
+    assert low is not None and high is not None and item.ci_kind == "interval"
+    assert item.ratio == pytest.approx(scale)
+    # Both means have a relative standard error of 0.25 / sqrt(12): the ratio's interval is as wide, relative to it.
+    assert 0.15 < (high - low) / scale < 0.8
+    assert item.verdict == ("improved" if scale < 1 else "regressed")
+    assert (high < 1) if scale < 1 else (low > 1)
+
+
+def test_a_range_of_retries_is_of_the_seeds_own_ratios() -> None:
+    item = judged_retries((0.1, 0.3), (0.05, 0.05), exact=True)
+    assert item.ci == pytest.approx((0.05 / 0.3, 0.5)) and item.ci_kind == "range"
+    assert item.ratio == pytest.approx(0.25)
+    assert judged_retries((0.1, 0.0), (0.2, 0.0), exact=True).ci == (2.0, 2.0)
+    assert judged_retries((0.1, 0.0), (0.2, 0.1), exact=True).ci == (2.0, None)
+    assert judged_retries((0.0, 0.0), (0.2, 0.1), exact=True).ci == (None, None)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_retries_over_a_base_without_any_have_no_ratio(exact: bool) -> None:
+    pairs = 3 if exact else 8
+    none = judged_retries((0.0,) * pairs, (0.25,) * pairs, exact=exact)
+    assert (none.ratio, none.ci, none.ci_kind) == (None, (None, None), None)
+    same = judged_retries((0.0,) * pairs, (0.0,) * pairs, exact=exact)
+    assert (same.ratio, same.ci) == (1.0, (1.0, 1.0))
+    assert same.ci_kind == ("range" if exact else "interval")
+
+
 def test_missing_counters_are_unknown_never_zero(tmp_path: Path) -> None:
     found = compared(Plant(QUIET, effects={("quiet", "v1"): Effect(retries=None)}), tmp_path)
     assert found.summary("quiet", "v1").retries_per_fault is None

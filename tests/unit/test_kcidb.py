@@ -102,6 +102,7 @@ def test_a_verdict_is_the_status_of_its_metric(past: Past, verdict: str, status:
     assert metric["number"]["value"] == pytest.approx(5.05e-6, rel=0.01)
     assert (metric["number"]["unit"], metric["number"]["prefix"]) == ("s", "metric")
     assert metric["misc"]["verdict"] == verdict and metric["misc"]["base_value"] == pytest.approx(5055, rel=0.01)
+    assert metric["misc"]["ci_kind"] == "range", "under icount, of few seeds"
     worst = "FAIL" if status == "FAIL" else "PASS"
     assert test_of(document, "v1", "kvm_fault.cell0")["status"] == worst, "of all its metrics"
     assert test_of(document, "base", "kvm_fault.cell0.p99")["status"] == "DONE", "no verdict is asked of the base"

@@ -141,7 +141,7 @@ SCHEMA: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "comparisons": {
         "cell": str, "base": str, "arm": str, "metric": str, "base_value": MAYBE, "value": MAYBE, "ratio": MAYBE,
-        "ci": list, "p_value": MAYBE, "verdict": str,
+        "ci": list, "ci_kind": (str, type(None)), "p_value": MAYBE, "verdict": str,
     },
 }  # fmt: skip
 
@@ -163,6 +163,8 @@ def test_summary_has_exactly_the_keys_and_types_of_schema_1(written: Written) ->
         assert (item["latency"]["p50"] is None) == (item["outcome"] != "ok")
     for item in found["comparisons"]:
         assert len(item["ci"]) == 2
+        # One seed under icount; the arm that panicked has none.
+        assert item["ci_kind"] == ("range" if item["cell"] != "overlap" else None)
         assert item["verdict"] in ("improved", "regressed", "equivalent", "inconclusive")
     assert {item["metric"] for item in found["comparisons"]} == {
         "mean", "p50", "p90", "p99", "p99_9", "max", "retries_per_fault"

@@ -25,7 +25,7 @@ from orchestrator.analysis.model import (
     Curves,
     MetricComparison,
 )
-from orchestrator.report import causes, html, plots, text
+from orchestrator.report import causes, figures, html, plots, text
 from orchestrator.report.drawings import telling_cells
 from orchestrator.report.said import parts, smallest, standing
 from orchestrator.report.verdicts import make_matrix
@@ -243,6 +243,32 @@ def test_each_metric_is_told_in_full(made: Made, name: str) -> None:
     ]  # type: ignore[index]
     assert metric.verdict in row.words and str(metric.pairs) in [item.words for item in row.all("td")]
     assert " to " in row.all("td")[4].words or metric.ci[0] == metric.ci[1]
+
+
+def interval_heads(root: Element) -> set[str]:
+    """What the tables call their intervals."""
+    heads = [head.words for table in root.all("table") for head in table.all("th")]
+    return {head for head in heads if "interval" in head or "range" in head}
+
+
+def test_a_range_over_few_exact_seeds_is_not_called_an_interval(made: Made, tmp_path: Path) -> None:
+    assert interval_heads(made.root) == {"range over seeds", "interval"}, "the latter where there is none: a panic"
+    assert {item.ci_kind for item in made.comparison.comparisons if item.cell == "quiet"} == {"range"}
+    seeds = make(tmp_path / "seeds", Plant((cell("quiet"),), boots=6, faults=200))
+    assert interval_heads(seeds.root) == {"95 % interval"}
+    # One boot of an arm panicked: five pairs are left of this arm alone.
+    few = tuple(replace(item, p_value=None) if item.metric == "p50" else item for item in seeds.comparison.comparisons)
+    root = Page(html.render(replace(seeds.comparison, comparisons=few), (), PROVENANCE)).root
+    assert interval_heads(root) == {"95 % interval or range over seeds"}
+    (table,) = (item for item in root.all("table") if "95 % interval or range over seeds" in item.words)
+    kinds = {row.all("td")[0].words: row.all("td")[4].words.split("  ")[-1] for row in table.all("tr")[1:]}
+    assert kinds.pop("p50").endswith("range over seeds")
+    assert all(text.endswith("95 % interval") for text in kinds.values())
+
+
+def test_an_interval_without_an_upper_end_says_so() -> None:
+    open_ = replace(metric("retries_per_fault", 0.01), ci=(0.9, None), p_value=0.2)
+    assert figures.metric_row(open_).interval == "−10.0 % or more" and open_.ci_kind == "interval"
 
 
 # --- honest about what the run is not ---------------------------------------------------------------------------------
