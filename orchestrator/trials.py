@@ -115,6 +115,7 @@ def look_lines(boots: int, stops: Sequence[CellStop], ended: frozenset[str]) -> 
         "decided": "decided",
         "hopeless": "ends, since more boots would hardly decide {}",
         "at most": "ends undecided in {}",
+        "nothing to compare": "ends, since there is nothing to compare",
         "not reached": "goes on for {}",
     }
     lines = []

@@ -24,7 +24,7 @@ CellVerdict = Literal["improved", "regressed", "mixed", "equivalent", "inconclus
 CiKind = Literal["interval", "range"]
 Status = Literal["complete", "partial", "failed"]
 CheckStatus = Literal["held", "failed", "not covered"]
-StopReason = Literal["decided", "hopeless", "at most", "not reached"]
+StopReason = Literal["decided", "hopeless", "at most", "nothing to compare", "not reached"]
 SelftestState = Literal["pass", "fail", "skip", "timeout", "lost", "not built", "not run"]
 SelftestFinding = Literal["same", "regression", "warning", "flaky", "better", "changed", "not run"]
 
@@ -237,7 +237,8 @@ class CellStop:
 
     ``boots`` of each arm are used, up to look number ``look`` (from 1; 0: none was reached). ``decided``: every metric
     had a verdict. ``hopeless``: the others, ``undecided`` as "ARM METRIC", would not get one within ``at_most`` boots.
-    ``at most``: no boots were left. ``not reached``: the run ended before a look that it still needed.
+    ``at most``: no boots were left. ``nothing to compare``: no arm had a pair of good boots. ``not reached``: the run
+    ended before a look that it still needed.
     """
 
     cell: str

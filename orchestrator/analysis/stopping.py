@@ -1,7 +1,8 @@
 """Which boots a run needed, and what they say: verdicts of all cells, look by look where the schedule says so.
 
 A run ``until: decided`` takes its looks after fixed numbers of boots. A cell ends at the first look at which each of
-its metrics, in every arm, is decided, or hopeless: not likely to be decided by the last look. Cells that ended keep
+its metrics, in every arm, is decided, or hopeless: not likely to be decided by the last look; and where there is
+nothing to compare, since no boot of an arm, or of the base, ended well. Cells that ended keep
 the verdicts of that look. All of it follows from the results alone, in the order of the plan: a run that was killed
 and goes on comes to the same decisions.
 
@@ -183,6 +184,8 @@ def _stop(cell: str, boots: int, looked: Looked, context: Context, tests: int) -
     stage = context.stage
     undecided = [(effect, item) for effect, item in looked if item.decides and item.verdict == "inconclusive"]
     names = _names([item for _, item in undecided])
+    if not any(item.decides for _, item in looked):
+        return CellStop(cell, boots, stage.number, "nothing to compare", ())
     if not undecided:
         return CellStop(cell, boots, stage.number, "decided", ())
     if stage == stage.last:

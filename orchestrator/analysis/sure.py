@@ -85,6 +85,7 @@ def _looks(stops: Sequence[CellStop], looks: tuple[int, ...]) -> list[str]:
         "decided": "decided",
         "hopeless": "given up, since more boots would hardly decide the rest",
         "at most": "undecided at the end",
+        "nothing to compare": "given up, since there was nothing to compare",
         "not reached": "cut short before a look: no verdict",
     }
     alike: dict[tuple[str, int], list[CellStop]] = {}

@@ -15,7 +15,7 @@ from simulated_orch import write_config
 
 from benchmarks.worlds import World, experiment, measure
 from orchestrator import run
-from orchestrator.analysis import modes, stopping
+from orchestrator.analysis import modes, stopping, sure
 from orchestrator.analysis.measure import Measured
 from orchestrator.analysis.model import CellStop, Comparison, Latency
 from orchestrator.analysis.stopping import Measurements
@@ -23,6 +23,7 @@ from orchestrator.errors import TargetError, UserError
 from orchestrator.experiment import Schedule
 from orchestrator.progress import Reporter
 from orchestrator.target.target import Evidence, Job
+from orchestrator.trials import look_lines
 
 UNTIL_DECIDED = Schedule(boots=12, until="decided", at_most=24)
 
@@ -84,8 +85,24 @@ def test_an_arm_that_never_boots_does_not_keep_a_cell_open() -> None:
     boots = {**found.boots, ("cell0", "v1"): []}
     dead = Measurements(boots, {("cell0", "v1"): "v1: panic"}, found.reached)
     ended = stopping.judge_run(experiment(world), dead, deterministic=False)
-    assert (ended.stops[0].boots, ended.stops[0].why) == (12, "decided")
+    assert (ended.stops[0].boots, ended.stops[0].why) == (12, "nothing to compare")
     assert {item.reason for item in ended.metrics} == {"v1: panic"}
+
+
+def test_a_cell_of_which_nothing_could_be_compared_is_not_called_decided() -> None:
+    world = World(size=0.005, shift=0.3, tail=0.5, retries=1.0, cells=2, schedule=UNTIL_DECIDED)
+    _, found = judged(world)
+    dead = Measurements({**found.boots, ("cell1", "base"): []}, {("cell1", "base"): "base: hang"}, found.reached)
+    chosen = experiment(world)
+    ended = stopping.judge_run(chosen, dead, deterministic=False)
+    assert [(stop.cell, stop.why) for stop in ended.stops] == [("cell0", "decided"), ("cell1", "nothing to compare")]
+    said = sure.sure_lines(chosen, "tcg", ended.metrics, (), (), ended.stops)
+    assert "After 12 boots decided: cell0." in said
+    assert "After 12 boots given up, since there was nothing to compare: cell1." in said
+    assert look_lines(12, ended.stops, frozenset())[1:] == (
+        "  cell0: decided", "  cell1: ends, since there is nothing to compare",
+    )  # fmt: skip
+    assert stopping.not_needed(chosen, ended.stops) == 2 * 12 * 2, "nor does it take any more boots"
 
 
 def test_too_few_boots_for_any_verdict_are_refused_before_anything_is_built() -> None:
