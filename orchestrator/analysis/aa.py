@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.analysis import compare
-from orchestrator.analysis.compare import Boot, Context, Effect, Family
+from orchestrator.analysis import compare, stopping
+from orchestrator.analysis.compare import Boot, Effect
 from orchestrator.analysis.model import CellStop, CheckResult, MetricComparison
-from orchestrator.analysis.sequential import FIXED, Stage
 from orchestrator.experiment import Experiment
 
 CHECK = "base_against_itself"
@@ -31,23 +30,12 @@ def judge(
     """
     if not experiment.schedule.aa:
         return ()
-    base, looks = experiment.base.name, experiment.schedule.look_boots
-    number = {item.cell: max(1, item.look) for item in stops}
-    by_look: dict[Stage, list[Effect]] = {}
-    for cell in experiment.cells:
-        stage = Stage(looks, number[cell.name]) if stops else FIXED
-        missing = "" if first[cell.name] and second[cell.name] else f"{base}: no pair of good boots"
-        by_look.setdefault(stage, []).extend(
-            compare.effects_of(cell.name, base, first[cell.name], second[cell.name], experiment.report.margin, missing)
-        )
-    total = sum(len(effects) for effects in by_look.values())
-    judged = [
-        item
-        for stage, effects in by_look.items()
-        for item in compare.judge(effects, base, Context(deterministic, stage, Family(others=total - len(effects))))
-    ]
-    order = {cell.name: index for index, cell in enumerate(experiment.cells)}
-    return tuple(sorted(judged, key=lambda item: order[item.cell]))
+    base = experiment.base.name
+    effects: list[Effect] = []
+    for cell in (item.name for item in experiment.cells):
+        missing = "" if first[cell] and second[cell] else f"{base}: no pair of good boots"
+        effects += compare.effects_of(cell, base, first[cell], second[cell], experiment.report.margin, missing)
+    return stopping.judge_beside(effects, base, stopping.stages(experiment, stops), deterministic)
 
 
 def with_noise(metrics: Sequence[MetricComparison], floor: Sequence[MetricComparison]) -> tuple[MetricComparison, ...]:

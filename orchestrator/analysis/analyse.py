@@ -153,7 +153,7 @@ def analyse(
         bimodal=groups,
         looks=experiment.schedule.look_boots if stops else (),
         stops=stops,
-        symptoms=guestside.judge(experiment, summaries, accel == "icount"),
+        symptoms=guestside.judge(experiment, summaries, stops, accel == "icount"),
     )
     return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from orchestrator.analysis import compare
-from orchestrator.analysis.compare import Context, Effect
+from orchestrator.analysis import compare, stopping
+from orchestrator.analysis.compare import Effect
 from orchestrator.analysis.latency import LINUX_GUEST
-from orchestrator.analysis.model import BootSummary, CellSummary, MetricComparison
+from orchestrator.analysis.model import BootSummary, CellStop, CellSummary, MetricComparison
 from orchestrator.analysis.symptoms import SYMPTOMS, Symptom, Symptoms
 from orchestrator.experiment import Experiment
 from orchestrator.recording import Recording
@@ -60,12 +60,13 @@ def _mean(values: Sequence[float | None], *, geometric: bool) -> float | None:
 
 
 def judge(
-    experiment: Experiment, summaries: Sequence[CellSummary], deterministic: bool
+    experiment: Experiment, summaries: Sequence[CellSummary], stops: Sequence[CellStop], deterministic: bool
 ) -> tuple[MetricComparison, ...]:
     """Every symptom of every arm against the base, in cells with Linux guests.
 
-    The comparisons are corrected among themselves and decide no cell's verdict: they are another question than the
-    faults'. In a run ``until: decided`` they are of all boots that were run.
+    The comparisons are a family of their own: corrected among themselves, and they decide no cell's verdict, for they
+    are another question than the faults'. In a run ``until: decided`` they are judged once, at the level of the look at
+    which the faults ended their cell; before its next look a cell has no verdict of these either.
     """
     found = {(item.cell, item.arm): item.per_boot for item in summaries}
     effects = [
@@ -75,12 +76,16 @@ def judge(
         for name in SYMPTOMS
         if (effect := _effect(cell.name, arm.name, name, experiment, found)) is not None
     ]
-    judged = compare.judge(effects, experiment.base.name, Context(deterministic))
-    return tuple(_plain(replace(item, decides=False)) for item in judged)
+    judged = stopping.judge_beside(effects, experiment.base.name, stopping.stages(experiment, stops), deterministic)
+    open_ = {item.cell for item in stops if item.why == "not reached"}
+    return tuple(_plain(replace(item, decides=False), item.cell in open_) for item in judged)
 
 
-def _plain(item: MetricComparison) -> MetricComparison:
-    """Without a verdict where it would be one on a single event: the latest wakeup of one pair of boots."""
+def _plain(item: MetricComparison, open_: bool) -> MetricComparison:
+    """Without a verdict before the next look, and where it would be one on a single event: the latest wakeup of one
+    pair of boots."""
+    if open_:
+        return replace(item, verdict="inconclusive", reason="before the next look", boots_needed=None)
     if item.metric != "jitter_max" or item.pairs > 1:
         return item
     return replace(item, verdict="inconclusive", reason="one boot: a single wakeup")

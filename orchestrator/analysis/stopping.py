@@ -138,6 +138,31 @@ def reached(experiment: Experiment, results: Sequence[TrialResult], runs: Sequen
     }
 
 
+def stages(experiment: Experiment, stops: Sequence[CellStop]) -> dict[str, Stage]:
+    """The look at which each cell ended, as a stage: the level for whatever else is asked of its boots.
+
+    How many boots there are follows from what they showed, so a level that only a fixed number would justify is none.
+    """
+    if not stops:
+        return {cell.name: FIXED for cell in experiment.cells}
+    return {item.cell: Stage(experiment.schedule.look_boots, max(1, item.look)) for item in stops}
+
+
+def judge_beside(
+    effects: Sequence[Effect], base: str, stages: Mapping[str, Stage], deterministic: bool
+) -> tuple[MetricComparison, ...]:
+    """Judge effects that form a family beside the run's own, each at the stage of its cell; in their order.
+
+    Holm's correction is over all of them; of another stage none counts as called before, so it errs on the safe side.
+    """
+    found: dict[int, MetricComparison] = {}
+    for stage in dict.fromkeys(stages.values()):
+        ours = [index for index, item in enumerate(effects) if stages[item.cell] == stage]
+        context = Context(deterministic, stage, Family(others=len(effects) - len(ours)))
+        found |= zip(ours, compare.judge([effects[index] for index in ours], base, context), strict=True)
+    return tuple(found[index] for index in range(len(effects)))
+
+
 def is_needed(result: TrialResult, experiment: Experiment, stops: Sequence[CellStop]) -> bool:
     """Whether a result counts: not one of a cell that had ended before."""
     most = experiment.schedule.most

@@ -13,9 +13,10 @@ from simulate import Effect, Plant
 
 from orchestrator import recording as rec
 from orchestrator.analysis import guestside, latency
-from orchestrator.analysis.model import Comparison, from_json, to_json
+from orchestrator.analysis.model import CellStop, CellSummary, Comparison, from_json, to_json
+from orchestrator.analysis.sequential import Stage
 from orchestrator.analysis.symptoms import Symptoms
-from orchestrator.experiment import Cell, LinuxGuest, LinuxGuestSpec, Storm
+from orchestrator.experiment import Cell, Experiment, LinuxGuest, LinuxGuestSpec, Schedule, Storm
 from orchestrator.report import html, summary, text
 from orchestrator.results import Provenance
 
@@ -113,6 +114,56 @@ def test_several_boots_are_tested_among_themselves(tmp_path: Path) -> None:
     found = compared(tmp_path, boots=10, accel="tcg", v1=Effect(counters=counters(5_000)))
     assert of(found)["jitter_max"][0] == "improved" and "over 9 comparisons" in of(found)["jitter_max"][1]
     assert of(found, "quiet")["jitter_p99"][0] == "equivalent"
+
+
+UNTIL_DECIDED = Schedule(boots=12, until="decided", at_most=24)
+
+
+def late_boots(folder: Path, late: float) -> tuple[Experiment, list[CellSummary]]:
+    """24 boots of two cells, ``late`` in v1, and the experiment that they are of."""
+    plain = compared(folder, boots=24, accel="tcg")
+    rng = np.random.default_rng(2)
+
+    def symptoms(arm: str) -> Symptoms:
+        p50, p99, worst, mean = (float(value) for value in 1e4 * (late if arm == "v1" else 1) * rng.normal(1, 0.05, 4))
+        return Symptoms(p50, p99, worst, mean, 500, 2e7, 3)
+
+    summaries = [
+        replace(item, per_boot=tuple(replace(boot, symptoms=symptoms(item.arm)) for boot in item.per_boot))
+        for item in plain.summaries
+    ]
+    plant = Plant((QUIET, OUTSIDE), boots=24)
+    chosen = replace(simulate.experiment(plant), schedule=UNTIL_DECIDED, linux_guest=LinuxGuestSpec())
+    return chosen, summaries
+
+
+def test_until_decided_they_are_judged_at_the_look_where_their_cell_ended(tmp_path: Path) -> None:
+    """How many boots there are follows from what they showed: the level of a fixed number does not hold."""
+    chosen, summaries = late_boots(tmp_path, 1.04)
+    cut = [replace(item, per_boot=item.per_boot[:12]) if item.cell == "outside" else item for item in summaries]
+    stops = (CellStop("quiet", 24, 4, "at most", ()), CellStop("outside", 12, 1, "decided", ()))
+    found = guestside.judge(chosen, cut, stops, deterministic=False)
+    fixed = guestside.judge(chosen, cut, (), deterministic=False)
+    assert [(item.cell, item.metric) for item in found] == [(item.cell, item.metric) for item in fixed]
+    looks = UNTIL_DECIDED.look_boots
+    for item, alike in zip(found, fixed, strict=True):
+        if item.metric == "steal":
+            continue
+        stage = Stage(looks, 1 if item.cell == "outside" else 4)
+        assert item.p_value == alike.p_value is not None and item.p_adjusted is not None
+        assert item.p_adjusted >= stage.overall(item.p_value) > item.p_value
+        assert item.ci[0] < alike.ci[0] < alike.ci[1] < item.ci[1], "a look's interval is wider"  # type: ignore[operator]
+
+
+def test_before_the_next_look_they_have_no_verdict(tmp_path: Path) -> None:
+    chosen, summaries = late_boots(tmp_path, 3.0)
+    stops = (CellStop("quiet", 24, 4, "at most", ()), CellStop("outside", 14, 1, "not reached", ()))
+    found = guestside.judge(chosen, summaries, stops, deterministic=False)
+    assert {item.verdict for item in found if item.cell == "quiet" and item.metric != "steal"} == {"regressed"}
+    assert {(item.verdict, item.reason) for item in found if item.cell == "outside"} == {
+        ("inconclusive", "before the next look")
+    }
+    assert all(not item.decides for item in found)
 
 
 def test_what_was_not_measured_is_not_compared(tmp_path: Path) -> None:
