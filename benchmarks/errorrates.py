@@ -40,6 +40,7 @@ BEGIN, END = "<!-- errorrates -->", "<!-- end of errorrates -->"
 FIXED = Schedule(boots=12)
 DECIDED = Schedule(boots=12, until="decided", at_most=24)
 ORDERS: dict[Literal["abba", "random"], str] = {"abba": "A B B A", "random": "random order"}
+RATIOS, LUCKS = (0.05, 0.5, 1.0, 2.0, 5.0), (0.3, 0.6)  # of retries: arm to base, and from boot to boot
 TIGHT = 0.001  # A margin that catches nothing: the tests alone must hold the error rate.
 
 Ask = Callable[[World, Measurements], float]
@@ -97,6 +98,12 @@ def covered(world: World, found: Measurements) -> float:
     """Whether the interval of p50 holds the true ratio, 1."""
     low, high = _first(verdicts(world, found), "p50").ci
     return low is not None and high is not None and low <= 1 + world.shift <= high
+
+
+def covered_retries(world: World, found: Measurements) -> float:
+    """Whether the interval of the ratio of retries holds the true one."""
+    low, high = _first(verdicts(world, found), "retries_per_fault").ci
+    return low is not None and low <= 1 + world.retries and (high is None or 1 + world.retries <= high)
 
 
 def tail_alone(world: World, found: Measurements) -> float:
@@ -160,6 +167,7 @@ def rows(stated: Callable[[Metric, World], float]) -> Iterator[Row]:
     yield Row(group, "no effect, normal noise", World(schedule=DECIDED), boots_used)
     yield Row(group, "all +30 %", World(shift=0.3, schedule=DECIDED), boots_used)
     yield from _orders()
+    yield from _ratios_of_retries()
 
 
 def _false_calls() -> Iterator[Row]:
@@ -216,6 +224,21 @@ def _orders() -> Iterator[Row]:
     for order, name in ORDERS.items():
         world = World(size=0.02, drift=0.01, shift=0.05, schedule=dataclasses.replace(FIXED, order=order))
         yield Row(group, f"12 boots, {name}: p50 +5 %", world, partial(called, "p50"))
+
+
+def _ratios_of_retries() -> Iterator[Row]:
+    """Behind all others as well. Of what the interval is too wide at one end and too narrow at the other, if it takes
+    the base's mean for known."""
+    group = "The interval of the ratio of retries holds the truth"
+    for luck in LUCKS:
+        for ratio in RATIOS:
+            world = World(cells=1, retries=ratio - 1, luck=luck)
+            text = f"12 boots, retries of a boot ±{luck * 100:g} %, true ratio {ratio:g}"
+            yield Row(group, text, world, covered_retries, at_least=0.94)
+    for ratio in (RATIOS[0], RATIOS[-1]):
+        world = World(cells=1, retries=ratio - 1, luck=LUCKS[0], schedule=DECIDED)
+        text = f"until decided, retries of a boot ±{LUCKS[0] * 100:g} %, true ratio {ratio:g}"
+        yield Row(group, text, world, covered_retries, at_least=0.95)
 
 
 def _groups() -> Iterator[Row]:

@@ -42,7 +42,8 @@ class World:
 
     ``drift`` is what each trial is slower than the one before it; ``wave`` the amplitude of a load that comes and goes
     with a period of four trials, from anywhere in it on. Effects are those of the arm, as fractions: ``shift``
-    of every latency, ``tail`` of the slowest 0.5 %, ``retries`` of the retries.
+    of every latency, ``tail`` of the slowest 0.5 %, ``retries`` of the retries. ``luck`` is the standard deviation of
+    gamma noise of a boot's retries, as a share of them: how many faults a storm meets differs more than a latency does.
     """
 
     noise: Noise = "normal"
@@ -53,6 +54,7 @@ class World:
     shift: float = 0.0
     tail: float = 0.0
     retries: float = 0.0
+    luck: float = 0.0
     margin: float = 0.02
     schedule: Schedule = Schedule(boots=12)  # noqa: RUF009 - frozen
 
@@ -95,6 +97,8 @@ def measure(world: World, rng: np.random.Generator) -> Measurements:
     sorted_ns *= factor[..., np.newaxis]
     wanted = RETRIES * FAULTS * factor
     wanted[:, 1] *= (1 + world.retries) / (1 + world.shift)
+    if world.luck:
+        wanted *= rng.gamma(world.luck**-2, world.luck**2, wanted.shape)
     counted = rng.poisson(wanted)
     names = [(f"cell{cell}", arm) for cell in range(cells) for arm in (BASE, ARM)]
     boots = {
