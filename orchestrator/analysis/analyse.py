@@ -45,6 +45,7 @@ from orchestrator.analysis.model import (
     FailedTrial,
     Latency,
     MetricComparison,
+    Said,
     Status,
     Timeline,
     TrialLine,
@@ -120,6 +121,7 @@ def analyse(
     }  # fmt: skip
     checks = (*run_checks(experiment, cells, summaries, results, own), *aa.checks(floor))
     groups = modes.find([(item.cell, item.arm, item.per_boot) for item in summaries])
+    headlines = _headlines(arms, metrics, verdicts, checks, failures)
     comparison = Comparison(
         schema=SCHEMA,
         run=run,
@@ -137,8 +139,7 @@ def analyse(
         verdicts=verdicts,
         checks=checks,
         failures=failures,
-        headlines=tuple(wording.headline(arm, metrics, verdicts, checks, failures) for arm in arms[1:])
-        or (f"{arms[0].name}: no other arm to compare with; checks: {wording.checks_text(checks, arms[0].name)}",),
+        headlines=tuple(map(wording.plain, headlines)),
         titles=wording.plot_titles(metrics, summaries, cells, [arm.name for arm in arms]),
         why=why.lines(cells, [arm.name for arm in arms], summaries, traced.boots),
         sure=sure.sure_lines(experiment, accel, metrics, floor, groups, stops) if cells else (),
@@ -154,6 +155,7 @@ def analyse(
         looks=experiment.schedule.look_boots if stops else (),
         stops=stops,
         symptoms=guestside.judge(experiment, summaries, stops, accel == "icount"),
+        headline_pieces=headlines,
     )
     return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 
@@ -289,6 +291,20 @@ def _verdicts(metrics: Sequence[MetricComparison]) -> tuple[CellComparison, ...]
         wording.cell_verdict(cell, arm, [item for item in metrics if (item.cell, item.arm) == (cell, arm)])
         for cell, arm in wanted
     )
+
+
+def _headlines(
+    arms: Sequence[ArmSummary],
+    metrics: Sequence[MetricComparison],
+    verdicts: Sequence[CellComparison],
+    checks: Sequence[CheckResult],
+    failures: Sequence[FailedTrial],
+) -> tuple[tuple[Said, ...], ...]:
+    """A line for each arm, or for the base if it is alone."""
+    base, *others = arms
+    if not others:
+        return ((Said(f"{base.name}: no other arm to compare with; "), *wording.of_checks(checks, base.name)),)
+    return tuple(wording.headline(arm, metrics, verdicts, checks, failures) for arm in others)
 
 
 def _arms(experiment: Experiment, kernels: Sequence[Kernel]) -> tuple[ArmSummary, ...]:

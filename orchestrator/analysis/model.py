@@ -325,6 +325,15 @@ class SelftestRow:
 
 
 @dataclass(frozen=True)
+class Said:
+    """A piece of a sentence, and what its figures are of: a ``cell``, a ``section`` of the report, or neither."""
+
+    text: str
+    cell: str = ""
+    section: str = ""
+
+
+@dataclass(frozen=True)
 class PlotTitles:
     """The finding that each plot shows, in one line."""
 
@@ -342,7 +351,8 @@ class Comparison:
     asked for it. ``looks`` are the boots of each arm at which a run ``until: decided`` may stop, ``stops`` where each
     cell did; both are empty for a run of fixed size. ``planned`` counts the trials that were needed. ``traced`` are the
     boots with the host kernel's tracing on, ``traced_notes`` what they cost and what is missing of them.
-    ``symptoms`` compare what Linux guests see besides the fault; they decide nothing.
+    ``symptoms`` compare what Linux guests see besides the fault; they decide nothing. ``headline_pieces`` are the
+    ``headlines`` with what each of their figures is of.
     """
 
     schema: int
@@ -377,6 +387,7 @@ class Comparison:
     traced: tuple[TracedBoot, ...] = ()
     traced_notes: tuple[str, ...] = ()
     symptoms: tuple[MetricComparison, ...] = ()
+    headline_pieces: tuple[tuple[Said, ...], ...] = ()
 
     @property
     def base(self) -> str:

@@ -17,6 +17,7 @@ from orchestrator.analysis.model import (
     Metric,
     MetricComparison,
     PlotTitles,
+    Said,
     Verdict,
 )
 from orchestrator.experiment import Storm
@@ -142,28 +143,48 @@ def headline(
     verdicts: Sequence[CellComparison],
     checks: Sequence[CheckResult],
     failures: Sequence[FailedTrial],
-) -> str:
+) -> tuple[Said, ...]:
     """One arm in one line: how many cells improved and regressed, the strongest figures, the checks."""
     if arm.build != "ok":
-        return f"{arm.name}: {'build failed' if arm.build == 'failed' else 'not built'}, nothing measured"
+        state = "build failed" if arm.build == "failed" else "not built"
+        return (Said(f"{arm.name}: "), Said(f"{state}, nothing measured", section="environment"))
     ours = [item for item in verdicts if item.arm == arm.name]
-    parts = []
+    parts: list[list[Said]] = []
     for kind in ("improved", "mixed", "regressed"):
         cells = [item.cell for item in ours if item.verdict == kind]
         if cells or (ours and kind != "mixed"):
             figures = _strongest([item for item in metrics if item.arm == arm.name and item.cell in cells], kind)
-            parts.append(f"{kind} {_count(len(cells), 'cell')}{figures}")
+            parts.append([_of_cells(f"{kind} {_count(len(cells), 'cell')}", cells), *figures])
     for kind in ("equivalent", "inconclusive"):
-        count = sum(item.verdict == kind for item in ours)
-        if count:
-            parts.append(f"{kind} {count}")
+        cells = [item.cell for item in ours if item.verdict == kind]
+        if cells:
+            parts.append([_of_cells(f"{kind} {len(cells)}", cells)])
     # A stale mapping is a failed check, and said there.
     bad = [item for item in failures if item.arm == arm.name and item.outcome != "stale"]
     if bad:
         kinds = ", ".join(dict.fromkeys(item.outcome for item in bad))
-        parts.append(f"{_count(len(bad), 'trial')} did not end well ({kinds})")
-    measured = f"{', '.join(parts)}; " if parts else ""
-    return f"{arm.name}: {measured}checks: {checks_text(checks, arm.name)}"
+        parts.append([Said(f"{_count(len(bad), 'trial')} did not end well ({kinds})", section="failures")])
+    measured = [*_joined(parts), Said("; ")] if parts else []
+    return (Said(f"{arm.name}: "), *measured, *of_checks(checks, arm.name))
+
+
+def of_checks(checks: Sequence[CheckResult], arm: str) -> tuple[Said, ...]:
+    """What the checks came to, as the end of a headline."""
+    return Said("checks: "), Said(checks_text(checks, arm), section="checks")
+
+
+def plain(sentence: Sequence[Said]) -> str:
+    """A sentence without its links."""
+    return "".join(piece.text for piece in sentence)
+
+
+def _of_cells(text: str, cells: Sequence[str]) -> Said:
+    return Said(text, cell=cells[0]) if len(cells) == 1 else Said(text, section="verdicts")
+
+
+def _joined(parts: Sequence[Sequence[Said]]) -> list[Said]:
+    found = [piece for part in parts for piece in (Said(", "), *part)]
+    return found[1:]
 
 
 def checks_text(checks: Sequence[CheckResult], arm: str) -> str:
@@ -179,7 +200,7 @@ def checks_text(checks: Sequence[CheckResult], arm: str) -> str:
     return f"{_count(open_, 'check')} not covered, the others held" if open_ else f"all {len(ours)} held"
 
 
-def _strongest(metrics: Sequence[MetricComparison], kind: str) -> str:
+def _strongest(metrics: Sequence[MetricComparison], kind: str) -> list[Said]:
     """The largest change of retries and of the largest other metric that moved this way, in brackets."""
     moved = [item for item in metrics if item.verdict == kind or (kind == "mixed" and item.verdict == "regressed")]
     best: dict[bool, MetricComparison] = {}
@@ -189,8 +210,8 @@ def _strongest(metrics: Sequence[MetricComparison], kind: str) -> str:
     for item in [item for item in chosen if item.metric == "mean"]:
         here = (other for other in metrics if (other.cell, other.arm) == (item.cell, item.arm))
         chosen += _beside_mean(chosen, next(other for other in here if other.metric == "p99_9"))
-    shown = [change(item) for item in chosen]
-    return f" ({', '.join(shown)})" if shown else ""
+    shown = [[Said(change(item), cell=item.cell)] for item in chosen]
+    return [Said(" ("), *_joined(shown), Said(")")] if shown else []
 
 
 def _count(count: int, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from orchestrator.analysis.model import CheckResult, Comparison, Metric, MetricComparison, SelftestRow, StaleCount
 from orchestrator.analysis.wording import CI_NAMES, LABELS, percent
@@ -66,7 +67,10 @@ def moved(metric: MetricComparison) -> str:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One comparison in full, as text; ``kind`` says what the ``interval`` is, empty where there is none."""
+    """One comparison in full, as text; ``kind`` says what the ``interval`` is, empty where there is none.
+
+    ``base_href`` and ``href`` lead to the trials of both sides, as far as there are any.
+    """
 
     arm: str
     metric: str
@@ -83,16 +87,19 @@ class MetricRow:
     verdict: str
     decides: bool
     reason: str
+    base_href: str
+    href: str
 
 
-def metric_rows(comparison: Comparison, cell: str) -> tuple[MetricRow, ...]:
+def metric_rows(comparison: Comparison, cell: str, hrefs: Hrefs) -> tuple[MetricRow, ...]:
     """Every metric of every arm in a cell, and of the base against itself where that was asked for."""
     ours = [item for item in (*comparison.aa, *comparison.comparisons) if item.cell == cell]
-    return tuple(metric_row(item) for item in ours)
+    return tuple(metric_row(item, hrefs) for item in ours)
 
 
-def metric_row(item: MetricComparison) -> MetricRow:
-    """One comparison as text."""
+def metric_row(item: MetricComparison, hrefs: Hrefs = MappingProxyType({})) -> MetricRow:
+    """One comparison as text; ``hrefs`` as of :func:`orchestrator.report.trials.trial_hrefs`."""
+    base_href = hrefs.get((item.cell, item.base), "")
     shown = per_fault if item.metric == "retries_per_fault" else microseconds
     needed = f"; about {item.boots_needed} boots would decide" if item.boots_needed else ""
     return MetricRow(
@@ -111,6 +118,8 @@ def metric_row(item: MetricComparison) -> MetricRow:
         verdict=item.verdict,
         decides=item.decides,
         reason=f"{item.reason}{needed}",
+        base_href=base_href,
+        href=hrefs.get((item.cell, item.arm), base_href),
     )
 
 
@@ -120,7 +129,7 @@ def _interval(ends: tuple[float | None, float | None]) -> str:
         return ""
     if high is None:
         return f"{percent(low - 1)} or more"
-    return f"{percent(low - 1)} to {percent(high - 1)}" if low != high else percent(low - 1)
+    return " to ".join(dict.fromkeys((percent(low - 1), percent(high - 1))))
 
 
 def interval_head(rows: Sequence[MetricRow]) -> str:

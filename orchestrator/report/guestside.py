@@ -53,7 +53,7 @@ def guest_cells(comparison: Comparison, hrefs: Hrefs) -> tuple[GuestCell, ...]:
         changes = [item for item in comparison.symptoms if item.cell == cell.name]
         if rows:
             shown = tuple(_row(item, changes, hrefs) for item in rows)
-            found.append(GuestCell(cell.name, shown, tuple(metric_row(item) for item in changes)))
+            found.append(GuestCell(cell.name, shown, tuple(metric_row(item, hrefs) for item in changes)))
     return tuple(found)
 
 

@@ -7,15 +7,16 @@ What comes from a mail, a patch, a config or a guest is made harmless by :mod:`o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from orchestrator.analysis.causes import CAUSES
 from orchestrator.analysis.findings import arm_lines
-from orchestrator.analysis.model import CellSummary, Comparison
+from orchestrator.analysis.model import CellSummary, Comparison, Said
 from orchestrator.analysis.wording import share
 from orchestrator.report import causes, figures, guestside, templates
 from orchestrator.report.drawings import make_drawings
 from orchestrator.report.plots import Plot
-from orchestrator.report.said import standing
+from orchestrator.report.said import limits
 from orchestrator.report.style import microseconds, per_fault
 from orchestrator.report.trials import failure_groups, trial_groups, trial_hrefs
 from orchestrator.report.verdicts import make_matrix, where
@@ -38,7 +39,8 @@ def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance
         comparison=comparison,
         provenance=provenance,
         css=templates.stylesheet(environment, "report.css"),
-        standing=standing(comparison),
+        standing=limits(comparison),
+        headlines=comparison.headline_pieces or [[Said(line)] for line in comparison.headlines],
         tones=[_tone(comparison, arm.name) for arm in comparison.arms[1:] or comparison.arms],
         matrix=make_matrix(comparison, cell_href),
         failures=failure_groups(comparison),
@@ -48,6 +50,7 @@ def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance
         traced=causes.cause_tables(comparison),
         cause_heads=[causes.HEADS[cause] for cause in CAUSES],
         why=_sentences(comparison.why),
+        cell_of=partial(_cell_of, list(cell_href)),
         stale=figures.stale_rows(comparison, hrefs),
         stale_lines=arm_lines(comparison),
         shown_cases=SHOWN_CASES,
@@ -55,7 +58,7 @@ def render(comparison: Comparison, plots: Sequence[Plot], provenance: Provenance
         checks=figures.check_counts(comparison.checks),
         heads=figures.HEADS,
         arms={cell.name: figures.arm_figures(comparison, cell.name, hrefs) for cell in comparison.cells},
-        metrics={cell.name: figures.metric_rows(comparison, cell.name) for cell in comparison.cells},
+        metrics={cell.name: figures.metric_rows(comparison, cell.name, hrefs) for cell in comparison.cells},
         guest_cells=guestside.guest_cells(comparison, hrefs),
         guest_heads=guestside.HEADS,
         trials=groups,
@@ -76,6 +79,12 @@ def _sentences(why: Sequence[str]) -> tuple[list[str], list[str]]:
     observed = [line for line in why if "observed in traced boots" in line]
     shown = observed or list(why[:SHOWN_SENTENCES])
     return shown, [line for line in why if line not in shown]
+
+
+def _cell_of(cells: Sequence[str], line: str) -> str:
+    """The cell that a sentence is about and begins with, or empty; names may begin with one another."""
+    found = [cell for cell in cells if line.startswith((f"{cell}: ", f"{cell}, observed"))]
+    return max(found, key=len, default="")
 
 
 def _tone(comparison: Comparison, arm: str) -> str:

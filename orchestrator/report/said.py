@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.analysis.model import CellComparison, Comparison, Metric, MetricComparison
+from orchestrator.analysis.model import CellComparison, Comparison, Metric, MetricComparison, Said
 from orchestrator.analysis.wording import LABELS, percent
 
 SEEN: tuple[Metric, ...] = ("p50", "p99_9", "max", "retries_per_fault")
@@ -12,27 +12,38 @@ SEEN: tuple[Metric, ...] = ("p50", "p99_9", "max", "retries_per_fault")
 
 def standing(comparison: Comparison) -> tuple[str, ...]:
     """What limits every verdict of this run, most important first; empty for a whole run that decided something."""
+    return tuple(piece.text for piece in limits(comparison))
+
+
+def limits(comparison: Comparison) -> tuple[Said, ...]:
+    """The same, each with the section of the page that has its figures."""
     said = []
     moved = dict.fromkeys(item.cell for item in comparison.aa if item.verdict in ("improved", "regressed"))
     if moved:
-        said.append(f"DO NOT TRUST the verdicts of {', '.join(moved)}: there the base differs from itself.")
+        text = f"DO NOT TRUST the verdicts of {', '.join(moved)}: there the base differs from itself."
+        said.append(Said(text, section="checks"))
     done, planned = comparison.done, comparison.planned
     broken = [arm.name for arm in comparison.arms if arm.build == "failed"]
     if done < planned:
         why = f" ({', '.join(broken)} did not build)" if broken else ""
-        said.append(f"Not whole: {done} of {planned} trials have run{why}; what is missing is missing below.")
+        text = f"Not whole: {done} of {planned} trials have run{why}; what is missing is missing below."
+        said.append(Said(text, section="trials" if comparison.trials else "environment"))
     # A trial that found a stale mapping did its work: what it found is a failed check.
     bad = sum(item.outcome != "stale" for item in comparison.failures)
     if bad and comparison.status == "failed":
-        said.append(f"Nothing was measured: none of {done} trials ended well.")
+        said.append(Said(f"Nothing was measured: none of {done} trials ended well.", section="failures"))
     elif bad:
-        said.append(f"{bad} of {done} trials did not end well; the figures are of the others.")
+        said.append(
+            Said(f"{bad} of {done} trials did not end well; the figures are of the others.", section="failures")
+        )
     verdicts = [item.verdict for item in comparison.verdicts]
     open_ = verdicts.count("inconclusive")
     if verdicts and open_ == len(verdicts):
-        said.append("Undecided: no cell has a verdict. This run shows neither a change nor that there is none.")
+        text = "Undecided: no cell has a verdict. This run shows neither a change nor that there is none."
+        said.append(Said(text, section="verdicts"))
     elif open_:
-        said.append(f"{open_} of {len(verdicts)} verdicts are inconclusive: they say neither changed nor the same.")
+        text = f"{open_} of {len(verdicts)} verdicts are inconclusive: they say neither changed nor the same."
+        said.append(Said(text, section="verdicts"))
     return tuple(said)
 
 

@@ -343,7 +343,7 @@ def test_a_mean_never_stands_alone(tmp_path: Path) -> None:
     ]
     cell_line = wording.cell_verdict("quiet", "v1", metrics)
     assert cell_line.verdict == "regressed" and "mean +10" in cell_line.summary and "p99.9 ±0 %" in cell_line.summary
-    headline = wording.headline(found.arms[1], metrics, [cell_line], found.checks, [])
+    headline = wording.plain(wording.headline(found.arms[1], metrics, [cell_line], found.checks, []))
     assert "(mean +10" in headline and "p99.9 ±0 %" in headline
     # Four that moved further than the tail must not push it out of the sentence.
     ratios = {"mean": 1.5, "p50": 1.4, "p90": 1.3, "p99": 1.001, "p99_9": 1.1, "max": 1.05}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, field, replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -177,6 +178,56 @@ def test_every_value_of_a_measured_arm_is_a_link(made: Made) -> None:
             assert linked == [bool(made.comparison.summary(info.name, arm).boots)] * 8, (info.name, arm)
 
 
+def unlinked(root: Element) -> list[str]:
+    """Figures in tables that lead nowhere. Rows of trials are where all lead: these have their files beside them."""
+    found = []
+    for table in root.all("table"):
+        for row in (row for body in table.all("tbody") for row in body.all("tr")):
+            if row.get("id").startswith("trial-"):
+                assert row.all("a"), row.words
+                continue
+            for item in row.all("td"):
+                # Sentences, names and commands have the row's links.
+                text = set(item.get("class").split()) & {"text", "word", "again", "files"}
+                if re.search(r"\d", item.words) and not (row if text else item).all("a"):
+                    found.append(f"{table.words[:40]}: {item.words}")
+    return found
+
+
+def test_every_figure_of_every_table_is_a_link(made: Made, explained: Made) -> None:
+    assert unlinked(made.root) == [] and unlinked(explained.root) == []
+    assert unlinked(Page(html.render(with_noise_stops_and_groups(made), (), PROVENANCE)).root) == []
+    # That the question can fail: a table as it was before.
+    bare = "<table><tbody><tr><th>v1</th><td class='text'>median</td><td>5.374</td></tr></tbody></table>"
+    assert len(unlinked(Page(bare).root)) == 1
+
+
+def test_each_figure_of_a_headline_leads_to_its_cell(made: Made) -> None:
+    known = anchors(made.root)
+    (line,) = (item for item in made.root.all("li") if item.get("class").startswith("verdict "))
+    (source,) = re.findall(r'<li class="verdict [a-z]+">(.*?)</li>', made.source)
+    assert unescape(re.sub("<[^>]*>", "", source)) == made.comparison.headlines[0]
+    links = {item.words: known[item.get("href")[1:]].words for item in line.all("a")}
+    assert links["improved 1 cell"] == links["retries −99.3 %"] == "outside"
+    assert links["regressed 1 cell"] == "worse" and links["equivalent 2"] == "Verdicts"
+    assert links["2 trials did not end well (panic)"] == "Trials that did not end well"
+    assert known[line.all("a")[-1].get("href")[1:]].words == "Checks"
+    assert not re.search(r"\d", line.text.replace("v1", "")), "what is not in a link has no figure"
+    for item in (item for item in made.root.all("p") if item.get("class") == "standing"):
+        assert item.all("a")[0].get("href")[1:] in known and not item.text.strip()
+
+
+def test_a_sentence_about_a_cell_leads_to_it(made: Made) -> None:
+    section = next(item for item in made.root.all("section") if item.get("aria-labelledby") == "why")
+    said = [item for item in section.all("p") if item.all("a")]
+    assert {item.all("a")[0].words for item in said} <= {info.name for info in made.comparison.cells}
+    assert len(said) == len(made.comparison.why) > 0
+    names = ["outside", "outside, far"]
+    assert html._cell_of(names, "outside, far: of the 100") == "outside, far"
+    assert html._cell_of(names, "outside, observed in traced boots: of") == "outside"
+    assert html._cell_of(names, "Outsiders: x") == ""
+
+
 def test_a_trial_that_failed_has_its_row_too(made: Made) -> None:
     row = anchors(made.root)["trial-009"]
     assert "panic" in row.words and "trials/009/console.log" in [item.get("href") for item in row.all("a")]
@@ -284,7 +335,7 @@ def test_an_unfinished_run_says_so_before_any_verdict(tmp_path: Path) -> None:
     assert standing(made.comparison)[0] == said
     assert lines(made.comparison).index(said) < lines(made.comparison).index("v1: ")
     header = made.root.all("header")[0].words
-    assert header.index(said) < header.index("v1: ") and "2 of 14 trials, partial" in " ".join(header.split())
+    assert header.index(said) < header.index("v1: ") and "2 of 14 trials" in " ".join(header.split())
 
 
 def test_a_run_of_which_nothing_has_run_says_that_as_well(made: Made) -> None:
@@ -406,9 +457,9 @@ def test_checks_that_say_the_same_of_several_arms_are_told_once_in_the_text(made
     ]
 
 
-def test_noise_stops_and_groups_of_boots_are_shown_if_they_are_there(made: Made) -> None:
+def with_noise_stops_and_groups(made: Made) -> Comparison:
     own = metric("p50", 0.01)
-    found = replace(
+    return replace(
         made.comparison,
         aa=(replace(own, cell="outside", arm="base", reason="the base against itself"),),
         comparisons=tuple(replace(item, noise=(0.99, 1.02), boots_needed=40) for item in made.comparison.comparisons),
@@ -416,11 +467,14 @@ def test_noise_stops_and_groups_of_boots_are_shown_if_they_are_there(made: Made)
         looks=(4, 8),
         stops=(CellStop("outside", 4, 1, "decided", ()), CellStop("quiet", 8, 2, "at most", ("v1 p50",))),
     )
-    root = Page(html.render(found, (), PROVENANCE)).root
+
+
+def test_noise_stops_and_groups_of_boots_are_shown_if_they_are_there(made: Made) -> None:
+    root = Page(html.render(with_noise_stops_and_groups(made), (), PROVENANCE)).root
     words = " ".join(root.words.split())
     assert "base against itself" in words and "−1.0 % to +2.0 %" in words and "about 40 boots would decide" in words
     groups = next(item for item in root.all("table") if "low" in [head.words for head in item.all("th")])
-    assert [item.get("href") for item in groups.all("a")] == ["#trial-005", "#trial-007"]
+    assert [item.get("href") for item in groups.all("a")] == ["#cell-2", "#trial-005", "#trial-007", "#cell-2"]
     assert "5.000: trial" in " ".join(groups.words.split()) and "9.000: trial" in " ".join(groups.words.split())
     assert "4, 8 boots of each arm" in words and "at most" in words and "v1 p50" in words
     assert not re.search(r"noise of base", Page(made.source).root.words)
@@ -468,7 +522,9 @@ def test_traced_boots_say_what_the_time_went_to(explained: Made) -> None:
     assert rows["time of all faults"] == ["10 %", "70 %", "0 %", "0 %", "0 %", "20 %", "0 %"]
     assert rows["the 100 slowest, counted"] == ["10", "70", "0", "0", "0", "20", "0"]
     assert rows["attempts in vain"] == ["", "210", "0", "0", "0", "", ""]
-    assert [item.get("href") for item in table.all("a")] == ["#cell-2", "#trial-004", "#cell-2", "#trial-005"]
+    for body, trial in zip(table.all("tbody"), ("#trial-004", "#trial-005"), strict=True):
+        links = [item.get("href") for item in body.all("a")]
+        assert links[:2] == ["#cell-2", trial] and set(links[2:]) == {trial} and len(links) > 20
     words = " ".join(explained.root.words.split())
     assert "tracing itself" in words and "p50 5,000 → 6,500 ns, retries 290 → n/a" in words
     assert "of the 100 slowest faults in base, 70 spun." in words and "Tracing itself changes the p50." in words
