@@ -119,16 +119,15 @@ def make_manifest(
 
     Raises :class:`UserError` for an input that cannot be read.
     """
-    own = experiment.linux_guest.fragments if experiment.linux_guest is not None else ()
-    fragments = tuple(file_id(path) for path in (*experiment.kernel.fragments, *lab_fragments, *own))
+    fragments = _fragments(experiment, lab_fragments)
     arms = tuple(ArmFiles(arm.name, tuple(file_id(path) for path in arm.patches)) for arm in experiment.arms)
     host = examine_host()
     if qemu is None:
         qemu = qemu_version() if experiment.target.kind == "qemu" else ""
     # A running kernel is the kernel under test of `local`: another kernel, another run.
-    environment = [__version__, guests_id, accel, qemu, host.kernel if experiment.target.kind == "local" else ""]
-    environment += machines
-    environment += [linux_guest.id] if linux_guest is not None else []
+    running = host.kernel if experiment.target.kind == "local" else ""
+    packed = [] if linux_guest is None else [linux_guest.id]
+    environment = [__version__, guests_id, accel, qemu, running, *machines, *packed]
     return Manifest(
         run="",
         command=tuple(command),
@@ -151,6 +150,12 @@ def make_manifest(
         host=host,
         fingerprint=fingerprint(experiment, fragments, arms, environment),
     )
+
+
+def _fragments(experiment: Experiment, of_lab: Sequence[Path]) -> tuple[FileId, ...]:
+    """Kernel config fragments: the experiment's, the lab's, the Linux guests'."""
+    own = experiment.linux_guest.fragments if experiment.linux_guest is not None else ()
+    return tuple(file_id(path) for path in (*experiment.kernel.fragments, *of_lab, *own))
 
 
 def fingerprint(

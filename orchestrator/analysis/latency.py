@@ -84,26 +84,35 @@ def retries(recording: Recording) -> int | None:
     A difference slightly below zero is none (see :data:`SLACK_FAULTS`); one far below says that this kernel counts
     otherwise, and is None.
     """
-    if not _sees_faults(recording):
-        return None
     fixed = recording.counter("pf_fixed")
-    taken, every = recording.counter("pf_taken"), recording.counter("exits")
-    if fixed is None or (taken is None and every is None):
+    if fixed is None or not _sees_faults(recording):
         return None
-    if taken is not None:
-        left = taken - fixed - sum(_moved(recording, name) for name in ("pf_emulate", "pf_spurious", "pf_guest"))
-    else:
-        emulated = recording.counter("insn_emulation")
-        others = sum(_moved(recording, name) for name in NOT_FAULTS)
-        if recording.counter(LINUX_GUEST) is not None:
-            if not recording.header.tdp:
-                return None
-            others += _moved(recording, "irq_injections")
-        others += emulated if emulated is not None else _moved(recording, "mmio_exits")
-        left = (every or 0) - fixed - others
-    if left < -max(SLACK_FAULTS, int(recording.nr_faults * SLACK_SHARE)):
+    tried = _attempts_counted(recording)
+    if tried is None:
+        tried = _attempts_left_over(recording)
+    if tried is None or tried - fixed < -max(SLACK_FAULTS, int(recording.nr_faults * SLACK_SHARE)):
         return None
-    return max(0, left)
+    return max(0, tried - fixed)
+
+
+def _attempts_counted(recording: Recording) -> int | None:
+    """Faults that were to be handled, by the kernel's own count of them; None where it has none."""
+    taken = recording.counter("pf_taken")
+    if taken is None:
+        return None
+    return taken - sum(_moved(recording, name) for name in ("pf_emulate", "pf_spurious", "pf_guest"))
+
+
+def _attempts_left_over(recording: Recording) -> int | None:
+    """The same from all VM exits, less those of another kind; None where some of these have no counter."""
+    every = recording.counter("exits")
+    linux = recording.counter(LINUX_GUEST) is not None
+    if every is None or (linux and not recording.header.tdp):
+        return None
+    emulated = recording.counter("insn_emulation")
+    others = sum(_moved(recording, name) for name in NOT_FAULTS)
+    others += emulated if emulated is not None else _moved(recording, "mmio_exits")
+    return every - others - (_moved(recording, "irq_injections") if linux else 0)
 
 
 def _sees_faults(recording: Recording) -> bool:
