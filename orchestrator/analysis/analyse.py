@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
 
 from orchestrator.analysis import (
     aa,
-    attribution,
+    boots,
     compare,
-    curves,
     guestside,
-    latency,
     modes,
     selftests,
     stale,
@@ -28,44 +23,64 @@ from orchestrator.analysis import (
 )
 from orchestrator.analysis.built import Kernel, TestPrograms
 from orchestrator.analysis.checks import run_checks
-from orchestrator.analysis.measure import measure, skim_checked
+from orchestrator.analysis.measure import measure
 from orchestrator.analysis.model import (
-    LATENCY_METRICS,
-    TRIAL_FILES,
     Analysis,
     ArmSummary,
-    BootSummary,
+    Bimodal,
     CellComparison,
-    CellCurves,
     CellInfo,
+    CellStop,
     CellSummary,
     CheckResult,
     Comparison,
-    Curves,
     FailedTrial,
-    Latency,
     MetricComparison,
     Said,
     Status,
-    Timeline,
-    TrialLine,
 )
-from orchestrator.analysis.tally import Pool, Tally, passes, pick, tally
-from orchestrator.errors import tail
-from orchestrator.experiment import Cell, Check, Experiment, Guest, LinuxGuest
+from orchestrator.analysis.plotted import Curves
+from orchestrator.experiment import Check, Experiment
 from orchestrator.results import Outcome, TrialResult
 
 SCHEMA = 1
-CONSOLE_FILE = "console.log"
 
 
 @dataclass(frozen=True)
-class _Boot:
-    """One boot's summary with what is merged over boots."""
+class _Run:
+    """A run as far as it goes: its results that count, and how many trials would make it whole."""
 
-    summary: BootSummary
-    attributed: attribution.Attributed
-    timeline: Timeline
+    experiment: Experiment
+    arms: tuple[ArmSummary, ...]
+    results: tuple[TrialResult, ...]
+    planned: int
+    stops: tuple[CellStop, ...]
+    trials: Path
+    accel: str
+
+    @property
+    def deterministic(self) -> bool:
+        return self.accel == "icount"
+
+    @property
+    def running(self) -> list[str]:
+        """The arms that have a kernel."""
+        return [arm.name for arm in self.arms if arm.build == "ok"]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Every verdict and check of a run, and what else its boots say."""
+
+    metrics: tuple[MetricComparison, ...]
+    verdicts: tuple[CellComparison, ...]
+    floor: tuple[MetricComparison, ...]
+    symptoms: tuple[MetricComparison, ...]
+    groups: tuple[Bimodal, ...]
+    stale: stale.Verdict
+    tested: selftests.Verdict
+    traced: tracedboots.Verdict
+    checks: tuple[CheckResult, ...]
 
 
 def analyse(
@@ -88,30 +103,35 @@ def analyse(
 
     Raises :class:`RecordingError` for a recording of an ``ok`` trial that is damaged or of another arm or cell.
     """
-    arms = _arms(experiment, kernels)
-    cells = tuple(cell_info(cell) for cell in experiment.cells)
+    found = _as_far_as_needed(experiment, results, kernels, trials, accel, planned)
+    cells = tuple(boots.cell_info(cell) for cell in experiment.cells)
+    measured = boots.measure_all(experiment, cells, found.arms, found.results, trials)
+    judged = _judge(found, cells, measured.summaries, tests)
+    return Analysis(_comparison(run, found, cells, measured.summaries, judged), Curves(SCHEMA, measured.curves))
+
+
+def _as_far_as_needed(
+    experiment: Experiment,
+    results: Sequence[TrialResult],
+    kernels: Sequence[Kernel],
+    trials: Path,
+    accel: str,
+    planned: int,
+) -> _Run:
+    """The run without what its rule to stop made needless."""
+    arms = boots.arm_summaries(experiment, kernels)
     running = [arm.name for arm in arms if arm.build == "ok"]
     stops = stopping.decide(experiment, results, running, partial(measure, trials=trials), accel == "icount")
-    results = [item for item in results if stopping.is_needed(item, experiment, stops)]
-    planned -= stopping.not_needed(experiment, stops)
-    summaries, drawn = [], []
-    for cell in cells:
-        for arm in arms:
-            ours = [item for item in results if (item.cell, item.arm) == (cell.name, arm.name)]
-            pool = Pool()
-            boots = [
-                _boot(item, trials, cell.placement, pool)
-                for item in ours
-                if item.outcome is Outcome.OK and not experiment.schedule.is_twin(item.boot)
-            ]
-            summaries.append(_summary(cell.name, arm, ours, boots))
-            if boots:
-                drawn.append(_curves(cell.name, arm.name, boots, pool))
-    failures = tuple(_failed(item, trials) for item in results if item.outcome is not Outcome.OK)
-    judged = _judge(experiment, results, summaries, running, accel)
-    floor = aa.judge(experiment, *_base_twice(experiment, results, summaries, trials), stops, accel == "icount")
-    metrics = aa.with_noise(judged.metrics, floor)
-    verdicts = _verdicts(metrics)
+    needed = tuple(item for item in results if stopping.is_needed(item, experiment, stops))
+    return _Run(experiment, arms, needed, planned - stopping.not_needed(experiment, stops), stops, trials, accel)
+
+
+def _judge(
+    found: _Run, cells: Sequence[CellInfo], summaries: Sequence[CellSummary], tests: Sequence[TestPrograms]
+) -> _Judged:
+    experiment, results, trials = found.experiment, found.results, found.trials
+    floor = aa.judge(experiment, *_base_twice(found, summaries), found.stops, found.deterministic)
+    metrics = aa.with_noise(_judge_metrics(found, summaries).metrics, floor)
     mapped = stale.judge(experiment, results, trials)
     tested = selftests.judge(experiment, results, tests, trials)
     traced = tracedboots.judge(experiment, results, trials, summaries)
@@ -119,168 +139,91 @@ def analyse(
         "attribution": traced.checks, "storm_in_vmm": traced.storm, "stale_mapping": mapped.checks,
         "kvm_selftests": tested.checks,
     }  # fmt: skip
-    checks = (*run_checks(experiment, cells, summaries, results, own), *aa.checks(floor))
-    groups = modes.find([(item.cell, item.arm, item.per_boot) for item in summaries])
-    headlines = _headlines(arms, metrics, verdicts, checks, failures)
-    comparison = Comparison(
+    return _Judged(
+        metrics=metrics,
+        verdicts=_verdicts(metrics),
+        floor=floor,
+        symptoms=guestside.judge(experiment, summaries, found.stops, found.deterministic),
+        groups=modes.find([(item.cell, item.arm, item.per_boot) for item in summaries]),
+        stale=mapped,
+        tested=tested,
+        traced=traced,
+        checks=(*run_checks(experiment, cells, summaries, results, own), *aa.checks(floor)),
+    )
+
+
+def _comparison(
+    run: str, found: _Run, cells: tuple[CellInfo, ...], summaries: tuple[CellSummary, ...], judged: _Judged
+) -> Comparison:
+    """All of it in one, with the sentences that it comes to."""
+    experiment, arms, traced = found.experiment, found.arms, judged.traced.boots
+    names = [arm.name for arm in arms]
+    failures = boots.failed_trials(found.results, found.trials)
+    headlines = _headlines(arms, judged, failures)
+    return Comparison(
         schema=SCHEMA,
         run=run,
         name=experiment.name,
         description=experiment.description,
-        status=_status(arms, results, planned),
-        accel=accel,
+        status=_status(arms, found.results, found.planned),
+        accel=found.accel,
         margin=experiment.report.margin,
-        planned=planned,
-        done=len(results),
+        planned=found.planned,
+        done=len(found.results),
         arms=arms,
         cells=cells,
-        summaries=tuple(summaries),
-        comparisons=metrics,
-        verdicts=verdicts,
-        checks=checks,
+        summaries=summaries,
+        comparisons=judged.metrics,
+        verdicts=judged.verdicts,
+        checks=judged.checks,
         failures=failures,
         headlines=tuple(map(wording.plain, headlines)),
-        titles=wording.plot_titles(metrics, summaries, cells, [arm.name for arm in arms]),
-        why=why.lines(cells, [arm.name for arm in arms], summaries, traced.boots),
-        sure=sure.sure_lines(experiment, accel, metrics, floor, groups, stops) if cells else (),
-        stale=mapped.counts,
-        stale_notes=mapped.notes,
-        selftests=tested.rows,
-        selftest_notes=tested.notes,
-        trials=tuple(_trial(item, trials) for item in results),
-        traced=traced.boots,
-        traced_notes=why.traced_notes(traced.boots, accel),
-        aa=floor,
-        bimodal=groups,
-        looks=experiment.schedule.look_boots if stops else (),
-        stops=stops,
-        symptoms=guestside.judge(experiment, summaries, stops, accel == "icount"),
+        titles=wording.plot_titles(judged.metrics, summaries, cells, names),
+        why=why.lines(cells, names, summaries, traced),
+        sure=_sure(found, judged) if cells else (),
+        stale=judged.stale.counts,
+        stale_notes=judged.stale.notes,
+        selftests=judged.tested.rows,
+        selftest_notes=judged.tested.notes,
+        trials=boots.trial_lines(found.results, found.trials),
+        traced=traced,
+        traced_notes=why.traced_notes(traced, found.accel),
+        aa=judged.floor,
+        bimodal=judged.groups,
+        looks=experiment.schedule.look_boots if found.stops else (),
+        stops=found.stops,
+        symptoms=judged.symptoms,
         headline_pieces=headlines,
     )
-    return Analysis(comparison, Curves(SCHEMA, tuple(drawn)))
 
 
-def cell_info(cell: Cell) -> CellInfo:
-    """A cell in words, and what it controls for."""
-    placement = cell.storm.placement if cell.storm else ""
-    return CellInfo(
-        name=cell.name,
-        storm=wording.storm_text(cell.storm),
-        placement=placement,
-        tdp=cell.guest.tdp,
-        vcpus=cell.guest.vcpus,
-        page=cell.guest.page if isinstance(cell.guest, Guest) else cell.guest.memory,
-        control=_control(cell),
-    )
+def _sure(found: _Run, judged: _Judged) -> tuple[str, ...]:
+    return sure.sure_lines(found.experiment, found.accel, judged.metrics, judged.floor, judged.groups, found.stops)
 
 
-def _control(cell: Cell) -> Literal["", "quiet", "other-process", "overlap"]:
-    """What a cell controls for by its retries.
-
-    Where a Linux guest drops pages itself, nothing: KVM is asked about none of the faults, or (``both``) its counters
-    also have what the guest's kernel faults in while the host discards page by page, between the measured faults.
-    """
-    if isinstance(cell.guest, LinuxGuest) and cell.guest.faults != "host":
-        return ""
-    if cell.storm is None:
-        return "quiet"
-    return cell.storm.placement if cell.storm.placement in ("other-process", "overlap") else ""
-
-
-def _boot(result: TrialResult, trials: Path, placement: str, pool: Pool) -> _Boot:
-    """One pass over a recording, piece by piece; its latencies go into the ``pool`` of its cell and arm."""
-    found = skim_checked(result, trials)
-    counted = Tally()
-    attributor, timeline = attribution.Attributor(found, placement), curves.TimelineMaker(found)
-    for faults in found.chunks():
-        counted.add(faults.latency_cycles)
-        attributor.add(faults)
-        timeline.add(faults)
-    counts, to_ns = counted.counts(), found.header.ns_per_cycle
-    # The recording is opened anew there, so that a pool of many boots does not hold all their windows.
-    pool.add(counts, to_ns, lambda low: tally(skim_checked(result, trials), low))
-    attributed = attributor.result()
-    summary = BootSummary(
-        trial=result.id,
-        boot=result.boot,
-        block=result.block,
-        seed=result.seed,
-        faults=found.nr_faults,
-        latency=latency.summarise(passes(counts, partial(tally, found)), found.nr_faults, counted.cycles, to_ns),
-        exits=latency.exits(found),
-        retries=latency.retries(found),
-        attribution=attributed.sums,
-        symptoms=guestside.read(found),
-    )
-    return _Boot(summary, attributed, timeline.result(result.id))
-
-
-def _summary(cell: str, arm: ArmSummary, results: Sequence[TrialResult], boots: Sequence[_Boot]) -> CellSummary:
-    per_boot = tuple(boot.summary for boot in boots)
-    bad = next((item.outcome.value for item in results if item.outcome is not Outcome.OK), None)
-    if bad is None and not results:
-        bad = "build failed" if arm.build == "failed" else "not run"
-    exits = [item.exits / item.faults for item in per_boot if item.exits is not None]
-    retries = [item.retries / item.faults for item in per_boot if item.retries is not None]
-    return CellSummary(
-        cell=cell,
-        arm=arm.name,
-        boots=len(boots),
-        outcome=bad or "ok",
-        faults=sum(item.faults for item in per_boot),
-        latency=_mean_latency(per_boot),
-        exits_per_fault=float(np.mean(exits)) if exits else None,
-        retries_per_fault=float(np.mean(retries)) if retries else None,
-        attribution=attribution.merge([boot.attributed for boot in boots]) if boots else None,
-        per_boot=per_boot,
-        symptoms=guestside.merge([item.symptoms for item in per_boot if item.symptoms is not None]),
-    )
-
-
-def _mean_latency(boots: Sequence[BootSummary]) -> Latency | None:
-    if not boots:
-        return None
-    means = {name: compare.average([getattr(boot.latency, name) for boot in boots], name) for name in LATENCY_METRICS}
-    return Latency(**{str(name): value for name, value in means.items()})
-
-
-def _curves(cell: str, arm: str, boots: Sequence[_Boot], pool: Pool) -> CellCurves:
-    """Curves over all boots together; the timeline is the first boot's, since boots share no clock."""
-    faults = sum(boot.summary.faults for boot in boots)
-    at_ranks_ns = pick(curves.ranks(faults), pool.passes())
-    ccdf, percentiles = curves.ccdf(faults, at_ranks_ns), curves.percentiles(faults, at_ranks_ns)
-    return CellCurves(cell, arm, ccdf, percentiles, boots[0].timeline)
-
-
-def _judge(
-    experiment: Experiment,
-    results: Sequence[TrialResult],
-    summaries: Sequence[CellSummary],
-    running: Sequence[str],
-    accel: str,
-) -> stopping.Judged:
-    found = stopping.Measurements(
+def _judge_metrics(found: _Run, summaries: Sequence[CellSummary]) -> stopping.Judged:
+    measurements = stopping.Measurements(
         boots={(item.cell, item.arm): item.per_boot for item in summaries},
         missing={(item.cell, item.arm): f"{item.arm}: {item.outcome}" for item in summaries if not item.boots},
-        reached=stopping.reached(experiment, results, running),
+        reached=stopping.reached(found.experiment, found.results, found.running),
     )
-    return stopping.judge_run(experiment, found, accel == "icount")
+    return stopping.judge_run(found.experiment, measurements, found.deterministic)
 
 
-def _base_twice(
-    experiment: Experiment, results: Sequence[TrialResult], summaries: Sequence[CellSummary], trials: Path
-) -> tuple[dict[str, Sequence[compare.Boot]], dict[str, Sequence[compare.Boot]]]:
+BootsByCell = dict[str, Sequence[compare.Boot]]
+
+
+def _base_twice(found: _Run, summaries: Sequence[CellSummary]) -> tuple[BootsByCell, BootsByCell]:
     """The base's first and second boots, by cell."""
-    first: dict[str, Sequence[compare.Boot]] = {
-        item.cell: item.per_boot for item in summaries if item.arm == experiment.base.name
-    }
-    second: dict[str, Sequence[compare.Boot]] = {
+    schedule = found.experiment.schedule
+    first: BootsByCell = {item.cell: item.per_boot for item in summaries if item.arm == found.experiment.base.name}
+    second: BootsByCell = {
         cell.name: [
-            measure(item, trials)
-            for item in results
-            if (item.cell, item.outcome) == (cell.name, Outcome.OK) and experiment.schedule.is_twin(item.boot)
+            measure(item, found.trials)
+            for item in found.results
+            if (item.cell, item.outcome) == (cell.name, Outcome.OK) and schedule.is_twin(item.boot)
         ]
-        for cell in experiment.cells
+        for cell in found.experiment.cells
     }
     return first, second
 
@@ -294,70 +237,13 @@ def _verdicts(metrics: Sequence[MetricComparison]) -> tuple[CellComparison, ...]
 
 
 def _headlines(
-    arms: Sequence[ArmSummary],
-    metrics: Sequence[MetricComparison],
-    verdicts: Sequence[CellComparison],
-    checks: Sequence[CheckResult],
-    failures: Sequence[FailedTrial],
+    arms: Sequence[ArmSummary], judged: _Judged, failures: Sequence[FailedTrial]
 ) -> tuple[tuple[Said, ...], ...]:
     """A line for each arm, or for the base if it is alone."""
     base, *others = arms
     if not others:
-        return ((Said(f"{base.name}: no other arm to compare with; "), *wording.of_checks(checks, base.name)),)
-    return tuple(wording.headline(arm, metrics, verdicts, checks, failures) for arm in others)
-
-
-def _arms(experiment: Experiment, kernels: Sequence[Kernel]) -> tuple[ArmSummary, ...]:
-    built = {kernel.arm: kernel for kernel in kernels}
-    arms = []
-    for arm in experiment.arms:
-        patches = tuple(path.name for path in arm.patches)
-        kernel = built.get(arm.name)
-        if kernel is None:
-            # Nothing is built for the kernel that runs already.
-            state: Literal["ok", "not built"] = "not built" if experiment.builds_kernels else "ok"
-            arms.append(ArmSummary(arm.name, patches, state, "", "", 0.0, False, ""))
-        else:
-            arms.append(
-                ArmSummary(
-                    name=arm.name,
-                    patches=patches,
-                    build=kernel.build,
-                    release=kernel.release,
-                    vmlinux_sha256=kernel.vmlinux_sha256,
-                    build_seconds=kernel.build_seconds,
-                    cached=kernel.cached,
-                    error=kernel.error,
-                )
-            )
-    return tuple(arms)
-
-
-def _trial(result: TrialResult, trials: Path) -> TrialLine:
-    return TrialLine(
-        trial=result.id,
-        arm=result.arm,
-        cell=result.cell,
-        boot=result.boot,
-        seed=result.seed,
-        outcome=result.outcome.value,
-        rerun=result.rerun,
-        files=tuple(name for name in TRIAL_FILES if (trials / result.id / name).is_file()),
-    )
-
-
-def _failed(result: TrialResult, trials: Path) -> FailedTrial:
-    return FailedTrial(
-        trial=result.id,
-        arm=result.arm,
-        cell=result.cell,
-        outcome=result.outcome.value,
-        reason=result.reason,
-        trace=result.trace,
-        rerun=result.rerun,
-        console=f"trials/{result.id}/{CONSOLE_FILE}",
-        console_tail=tail(trials / result.id / CONSOLE_FILE),
-    )
+        return ((Said(f"{base.name}: no other arm to compare with; "), *wording.of_checks(judged.checks, base.name)),)
+    return tuple(wording.headline(arm, judged.metrics, judged.verdicts, judged.checks, failures) for arm in others)
 
 
 def _status(arms: Sequence[ArmSummary], results: Sequence[TrialResult], planned: int) -> Status:

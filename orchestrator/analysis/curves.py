@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis.attribution import merged_windows
-from orchestrator.analysis.model import Line, Timeline
+from orchestrator.analysis.plotted import Line, Timeline
 from orchestrator.analysis.slowest import Slowest
 from orchestrator.recording import Faults, Recording
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis.model import CheckResult, CheckStatus, Comparison, StaleCount
+from orchestrator.analysis.correctness import CheckStatus, StaleCount
+from orchestrator.analysis.model import CheckResult, Comparison
 
 # The case in which a range-aware kernel lets the fault pass and one that is not makes it wait: never a failure.
 FAR = "far"

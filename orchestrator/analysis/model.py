@@ -14,6 +14,8 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.analysis.causes import TracedBoot
+from orchestrator.analysis.correctness import CheckStatus, SelftestRow, StaleCount
+from orchestrator.analysis.plotted import Curves
 from orchestrator.analysis.symptoms import Symptom, Symptoms
 from orchestrator.errors import StoreError
 
@@ -23,10 +25,7 @@ Verdict = Literal["improved", "regressed", "equivalent", "inconclusive"]
 CellVerdict = Literal["improved", "regressed", "mixed", "equivalent", "inconclusive"]
 CiKind = Literal["interval", "range"]
 Status = Literal["complete", "partial", "failed"]
-CheckStatus = Literal["held", "failed", "not covered"]
 StopReason = Literal["decided", "hopeless", "at most", "nothing to compare", "not reached"]
-SelftestState = Literal["pass", "fail", "skip", "timeout", "lost", "not built", "not run"]
-SelftestFinding = Literal["same", "regression", "warning", "flaky", "better", "changed", "not run"]
 
 LATENCY_METRICS: Final[tuple[Metric, ...]] = ("mean", "p50", "p90", "p99", "p99_9", "max")
 METRICS: Final[tuple[Metric, ...]] = (*LATENCY_METRICS, "retries_per_fault")
@@ -270,61 +269,6 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
-class StaleCount:
-    """One case of the stale-mapping check by one operation, for one arm, paging mode and guest page size, all boots.
-
-    ``covered`` are the rounds in which the fault provably met an invalidation in progress: only they say something.
-    Of the covered ones, in ``blocked`` the kernel retried and in ``passed`` it let the guest go on; ``stale`` are
-    those after which the guest could still read a page that had been taken away. ``first`` describes the first stale
-    round, ``rerun`` replays it. ``cell`` is that of its trials.
-    """
-
-    arm: str
-    case: str
-    op: str
-    tdp: bool
-    page: str
-    rounds: int
-    covered: int
-    blocked: int
-    passed: int
-    stale: int
-    status: CheckStatus
-    first: str
-    rerun: str
-    cell: str = ""
-
-    @property
-    def label(self) -> str:
-        """The case with everything but the arm, as a name."""
-        return f"{self.case},op={self.op},tdp={'on' if self.tdp else 'off'},page={self.page}"
-
-
-@dataclass(frozen=True)
-class SelftestRow:
-    """One of the kernel's own selftests on one arm: its state in each boot, and what that is against the base.
-
-    ``lost``: the kernel died under it. ``reason`` says why it did not pass (of several boots, the first that did not);
-    ``seconds`` are of the guest's clock, the longest boot. ``warnings`` are the kernel's during it; of an arm, those
-    that the base does not have. ``cell`` is that of its trials.
-    """
-
-    test: str
-    arm: str
-    states: tuple[SelftestState, ...]
-    reason: str
-    seconds: float
-    finding: SelftestFinding
-    warnings: tuple[str, ...]
-    cell: str = ""
-
-    @property
-    def shown(self) -> str:
-        """The states in a word or two: ``pass``, or ``pass/fail`` where boots differ."""
-        return "/".join(dict.fromkeys(self.states))
-
-
-@dataclass(frozen=True)
 class Said:
     """A piece of a sentence, and what its figures are of: a ``cell``, a ``section`` of the report, or neither."""
 
@@ -400,52 +344,6 @@ class Comparison:
     def metrics(self, cell: str, arm: str) -> Mapping[Metric, MetricComparison]:
         """An arm's comparisons in one cell, by metric."""
         return {item.metric: item for item in self.comparisons if (item.cell, item.arm) == (cell, arm)}
-
-
-@dataclass(frozen=True)
-class Line:
-    """A curve, x and y of one length."""
-
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """One boot over time: x in seconds since the measured rounds began, y in ns.
-
-    ``maxima`` has the slowest fault of each bucket, ``slow`` single faults that stand out, ``windows`` the storm's
-    merged intervals as (start, end) in seconds.
-    """
-
-    trial: str
-    seconds: float
-    maxima: Line
-    slow: Line
-    windows: tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True)
-class CellCurves:
-    """What the plots draw of one arm in one cell. ``ccdf``: ns against the share of faults that took longer or as
-    long. ``percentiles``: nines (``-log10(1 - quantile)``) against ns."""
-
-    cell: str
-    arm: str
-    ccdf: Line
-    percentiles: Line
-    timeline: Timeline
-
-
-@dataclass(frozen=True)
-class Curves:
-    """All curves of a run; only cells and arms with at least one good boot are in it."""
-
-    schema: int
-    curves: tuple[CellCurves, ...]
-
-    def get(self, cell: str, arm: str) -> CellCurves | None:
-        return next((item for item in self.curves if (item.cell, item.arm) == (cell, arm)), None)
 
 
 @dataclass(frozen=True)

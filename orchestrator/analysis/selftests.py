@@ -14,7 +14,8 @@ from pathlib import Path
 from orchestrator import ktap
 from orchestrator.analysis.built import TestPrograms
 from orchestrator.analysis.checks import same_line
-from orchestrator.analysis.model import CheckResult, SelftestFinding, SelftestRow, SelftestState
+from orchestrator.analysis.correctness import SelftestFinding, SelftestRow, SelftestState
+from orchestrator.analysis.model import CheckResult
 from orchestrator.errors import RecordingError
 from orchestrator.experiment import Experiment, Selftest, SelftestSpec
 from orchestrator.results import WARNING, Outcome, TrialResult

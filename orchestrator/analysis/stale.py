@@ -20,7 +20,8 @@ from pathlib import Path
 
 from orchestrator import stale
 from orchestrator.analysis.checks import same_line
-from orchestrator.analysis.model import CheckResult, StaleCount
+from orchestrator.analysis.correctness import StaleCount
+from orchestrator.analysis.model import CheckResult
 from orchestrator.errors import RecordingError
 from orchestrator.experiment import Experiment, StaleCase, StaleCell, StaleOp
 from orchestrator.results import Outcome, TrialResult

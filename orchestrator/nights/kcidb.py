@@ -29,6 +29,7 @@ from urllib.parse import quote
 import jsonschema
 from kcidb_io.schema import V5_3
 
+from orchestrator.analysis.correctness import SelftestRow, SelftestState
 from orchestrator.analysis.model import (
     LATENCY_METRICS,
     ArmSummary,
@@ -36,8 +37,6 @@ from orchestrator.analysis.model import (
     CheckResult,
     Metric,
     MetricComparison,
-    SelftestRow,
-    SelftestState,
     Verdict,
 )
 from orchestrator.errors import StageError, UserError, printable

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from orchestrator.analysis.model import CheckResult, Comparison, Metric, MetricComparison, SelftestRow, StaleCount
+from orchestrator.analysis.correctness import SelftestRow, StaleCount
+from orchestrator.analysis.model import CheckResult, Comparison, Metric, MetricComparison
 from orchestrator.analysis.wording import CI_NAMES, LABELS, percent
 from orchestrator.report.said import size
 from orchestrator.report.style import microseconds, per_fault

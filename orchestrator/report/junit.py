@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from orchestrator.analysis.model import CheckResult, Comparison, FailedTrial, SelftestRow
+from orchestrator.analysis.correctness import SelftestRow
+from orchestrator.analysis.model import CheckResult, Comparison, FailedTrial
 from orchestrator.report.style import clean
 
 # The kernel or the target fell over: an error. The guest program's own verdict: a failure.

@@ -15,7 +15,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from orchestrator.analysis.model import CellCurves, Comparison, Curves
+from orchestrator.analysis.model import Comparison
+from orchestrator.analysis.plotted import CellCurves, Curves
 from orchestrator.analysis.wording import percent
 from orchestrator.report import causes
 from orchestrator.report.canvas import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from orchestrator.analysis.model import ArmSummary, CellSummary, CheckResult, Comparison, MetricComparison, StaleCount
+from orchestrator.analysis.correctness import StaleCount
+from orchestrator.analysis.model import ArmSummary, CellSummary, CheckResult, Comparison, MetricComparison
 
 SCHEMA = 1
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from orchestrator.analysis.model import COMPARISON_FILE, CURVES_FILE, Comparison, Curves, to_json
+from orchestrator.analysis.model import COMPARISON_FILE, CURVES_FILE, Comparison, to_json
+from orchestrator.analysis.plotted import Curves
 from orchestrator.report import html, junit, plots, summary, text
 from orchestrator.results import Provenance
 

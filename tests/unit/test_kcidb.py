@@ -13,15 +13,8 @@ import kcidb_io
 import pytest
 from nightruns import Past
 
-from orchestrator.analysis.model import (
-    ArmSummary,
-    CellSummary,
-    CheckResult,
-    Comparison,
-    FailedTrial,
-    MetricComparison,
-    SelftestRow,
-)
+from orchestrator.analysis.correctness import SelftestRow
+from orchestrator.analysis.model import ArmSummary, CellSummary, CheckResult, Comparison, FailedTrial, MetricComparison
 from orchestrator.errors import StageError, UserError
 from orchestrator.kernel.source import KernelTree
 from orchestrator.manifest import ArmFiles, FileId, Manifest

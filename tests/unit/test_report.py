@@ -15,7 +15,8 @@ import pytest
 import simulate
 from simulate import SEVEN_CELLS, Effect, Plant, cell
 
-from orchestrator.analysis.model import Analysis, Comparison, Curves, from_json
+from orchestrator.analysis.model import Analysis, Comparison, from_json
+from orchestrator.analysis.plotted import Curves
 from orchestrator.analysis.samples import write_samples
 from orchestrator.errors import StoreError
 from orchestrator.report import html, junit, plots, summary, text

@@ -23,9 +23,9 @@ from orchestrator.analysis.model import (
     CellStop,
     CheckResult,
     Comparison,
-    Curves,
     MetricComparison,
 )
+from orchestrator.analysis.plotted import Curves
 from orchestrator.report import causes, figures, html, plots, text
 from orchestrator.report.drawings import telling_cells
 from orchestrator.report.said import parts, smallest, standing

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.analysis import findings
+from orchestrator.analysis.correctness import CheckStatus, StaleCount
 from orchestrator.analysis.model import (
     ArmSummary,
     Attribution,
@@ -15,13 +16,11 @@ from orchestrator.analysis.model import (
     CellInfo,
     CellSummary,
     CheckResult,
-    CheckStatus,
     Comparison,
     FailedTrial,
     Latency,
     MetricComparison,
     PlotTitles,
-    StaleCount,
     Verdict,
 )
 from orchestrator.errors import UserError
