@@ -130,7 +130,7 @@ def _interval(ends: tuple[float | None, float | None]) -> str:
         return ""
     if high is None:
         return f"{percent(low - 1)} or more"
-    return " to ".join(dict.fromkeys((percent(low - 1), percent(high - 1))))
+    return f"{percent(low - 1)} to {percent(high - 1)}" if low != high else percent(low - 1)
 
 
 def interval_head(rows: Sequence[MetricRow]) -> str:
