@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_every_form_of_the_report_tells_it(tmp_path: Path) -> None:
     assert any("timer p50 -50.0% improved" in line for line in part)
     page = html.render(found, [], PROVENANCE)
     assert '<h2 id="guest">In the Linux guests</h2>' in page and '<a href="#guest">' in page
-    assert '<td class="improved">5.000<span class="move">' in page
+    assert re.search(r'<td class="improved"><a class="quiet" href="#trials-[-0-9]+">5.000</a><span class="move">', page)
     document = json.loads(summary.render(found))
     assert document["cells"][2]["guest"] == {
         "jitter_p50": 10000.0, "jitter_p99": 20000.0, "jitter_max": 30000.0, "jitter_mean": 40000.0, "wakeups": 500,

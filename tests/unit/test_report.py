@@ -74,6 +74,13 @@ def hostile(written: Written) -> Comparison:
 
     return replace(
         found,
+        headline_pieces=tuple(
+            tuple(
+                replace(piece, text=f"{piece.text}{HOSTILE}", cell=piece.cell and f"{piece.cell}{HOSTILE}")
+                for piece in line
+            )
+            for line in found.headline_pieces
+        ),
         name=HOSTILE,
         description=HOSTILE,
         headlines=(HOSTILE * 4,),
