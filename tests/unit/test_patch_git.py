@@ -24,7 +24,10 @@ def git_apply(tree: Path, patch: Path) -> bool:
     return done.returncode == 0
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
 @given(old=LINES, new=LINES, ended=st.booleans())
 def test_any_change(tmp_path: Path, old: list[str], new: list[str], ended: bool) -> None:
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
