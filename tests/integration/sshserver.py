@@ -10,11 +10,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-STARTS_S = 10.0
+from ports import free_port
+
+STARTS_S = 60.0
+
+
+# What /proc and kill() say of a process that has ended, the former also in the middle of reading.
+GONE = (FileNotFoundError, ProcessLookupError)
 
 
 @dataclass(frozen=True)
@@ -42,22 +48,32 @@ class SshServer:
 
     def sessions(self) -> list[int]:
         """Processes that serve connections: sshd's children."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [int(child) for child in children]
+        return _children(self.pid)
 
     def cut(self) -> int:
         """Kill all connections, as a network that fails does; how many there were."""
         found = self.sessions()
         for child in found:
             for process in [*_descendants(child), child]:
-                if "sshd" in Path(f"/proc/{process}/comm").read_text():
-                    os.kill(process, signal.SIGKILL)
+                with suppress(*GONE):  # It may end by itself between being listed and being killed.
+                    if "sshd" in Path(f"/proc/{process}/comm").read_text():
+                        os.kill(process, signal.SIGKILL)
         return len(found)
 
 
 def _descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [found for child in children for found in (*_descendants(child), child)]
+    return [found for child in _children(pid) for found in (*_descendants(child), child)]
+
+
+def _children(pid: int) -> list[int]:
+    """By the parent that each process names: /proc/PID/task/TID/children may leave some out while others end."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(*GONE):
+            state, parent, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(parent) == pid and state != "Z":
+                found.append(int(entry.name))
+    return found
 
 
 @contextmanager
@@ -69,9 +85,7 @@ def ssh_server(folder: Path) -> Iterator[SshServer]:
     for name in ("host", "user"):
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)]
         subprocess.run(argv, check=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     host_key = " ".join((folder / "host.pub").read_text().split()[:2])
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
     (folder / "authorized_keys").write_text((folder / "user.pub").read_text())
@@ -86,15 +100,16 @@ def ssh_server(folder: Path) -> Iterator[SshServer]:
     log = (folder / "sshd.log").open("w")
     with subprocess.Popen([sshd, "-D", "-e", "-f", str(config)], stderr=log) as process:
         try:
-            _wait_for(port)
+            _wait_for(port, process)
             yield SshServer(folder, port, process.pid)
         finally:
             process.terminate()
 
 
-def _wait_for(port: int) -> None:
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + STARTS_S
     while True:
+        assert server.poll() is None, "sshd does not start, see sshd.log"
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return
