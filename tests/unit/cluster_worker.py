@@ -1,7 +1,8 @@
 """A worker process for other processes to kill: ``orch worker`` with a target that copies recordings made before.
 
 ``cluster_worker.py FOLDER ENGINE NAME ACCEL=N``: the trial of an arm, cell and seed takes ``SECONDS`` and leaves
-``FOLDER/ARM-CELL-SEED.bin``; ``FOLDER/notes`` gets a line for each that begins. It imports as little as it can.
+``FOLDER/ARM-CELL-SEED.bin``; ``FOLDER/notes`` gets a line for each that begins. The N-th line of a worker's there, and
+those after it, do not end while the file ``FOLDER/NAME.hold`` is there and says N. It imports as little as it can.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from orchestrator.engine import kit, worker
 from orchestrator.target.target import CONSOLE, RECORDING, STATUS, Evidence, Job
 
 SECONDS = "CLUSTER_WORKER_SECONDS"  # environment
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,20 @@ class CopyTarget:
         with (self.folder / "notes").open("a") as notes:
             notes.write(f"{self.name} {what}\n")
         time.sleep(float(os.environ.get(SECONDS, "0")))
+        while self._held():
+            time.sleep(0.01)
         (folder / CONSOLE).write_text("")
         (folder / STATUS).write_text("pid1 0.1\nstart 1.1\nexit 0\nend 1.2\n")
         shutil.copy(self.folder / f"{what}.bin", folder / RECORDING)
         return Evidence("ended", 0, 0.7, 2.0)
+
+    def _held(self) -> bool:
+        try:
+            at = int((self.folder / f"{self.name}.hold").read_text())
+            lines = (self.folder / "notes").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return sum(line.startswith(f"{self.name} ") for line in lines) >= at
 
 
 def main() -> None:

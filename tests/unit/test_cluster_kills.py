@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from types import SimpleNamespace
 import cluster_worker
 import pytest
 import simulated_cluster
+from ports import free_port
 from simulated_orch import make_recording, write_config
 
 from orchestrator import run
@@ -30,8 +30,10 @@ from orchestrator.progress import Reporter
 from orchestrator.store import Store
 
 ROOT = Path(__file__).parents[2]
+WORKERS = ("w1", "w2")
 TRIAL_S = 0.15
 BOOTS = 6
+DEADLINE_S = 300.0  # of what takes seconds
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Machines:
     folder: Path
     port: int
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    starts: Counter[str] = field(default_factory=Counter)
 
     @property
     def engine(self) -> str:
@@ -60,6 +63,28 @@ class Machines:
         self.running[name].send_signal(signal.SIGKILL)
         self.running.pop(name).wait()
 
+    def hold(self, number: int) -> None:
+        """Until :meth:`let_go`, let no worker get to the end of the ``number``-th trial that it begins in this test."""
+        for name in WORKERS:
+            (self.folder / f"{name}.hold").write_text(str(number))
+
+    def let_go(self) -> None:
+        """Let the workers go on."""
+        for name in WORKERS:
+            (self.folder / f"{name}.hold").unlink(missing_ok=True)
+
+    def lives(self, name: str) -> int:
+        """How often a worker has begun: it does so anew when the scheduler goes."""
+        return self.said(name).count("looking for a scheduler")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the workers have joined since they were started last."""
+        return all(
+            self.lives(name) >= self.starts[name] and self.said(name).count(": offers ") == self.lives(name)
+            for name in WORKERS
+        )
+
     def said(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
 
@@ -70,6 +95,7 @@ class Machines:
         return [tuple(line.split(" ", 1)) for line in path.read_text().splitlines()] if path.exists() else []  # type: ignore[misc]
 
     def _start(self, name: str, argv: list[str], environment: dict[str, str]) -> None:
+        self.starts[name] += 1
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
                 argv, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, stdout=log, stderr=log
@@ -79,19 +105,17 @@ class Machines:
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """A scheduler and two workers, started once; every test leaves it so."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    found = Machines(tmp_path_factory.mktemp("machines"), port)
-    for start in (found.scheduler, lambda: found.worker("w1"), lambda: found.worker("w2")):
-        start()
+    found = Machines(tmp_path_factory.mktemp("machines"), free_port())
+    found.scheduler()
+    for name in WORKERS:
+        found.worker(name)
     yield found
     for name in list(found.running):
         found.kill(name)
 
 
 @pytest.fixture
-def config(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def config(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An experiment of twelve trials in six blocks that are compared in real time; the workers have its recordings."""
     simulated_cluster.install(monkeypatch.setattr, tmp_path)
     monkeypatch.setattr(run, "report", no_report)
@@ -101,7 +125,9 @@ def config(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         name = f"{trial.arm}-{trial.cell.name}-{trial.seed}.bin"
         (machines.folder / name).write_bytes(make_recording(trial.arm, trial.cell.name, trial.seed))
     (machines.folder / "notes").unlink(missing_ok=True)
-    return path
+    wait_until(lambda: machines.ready)
+    yield path
+    machines.let_go()
 
 
 def no_report(store: Store) -> run.Finished:
@@ -110,9 +136,9 @@ def no_report(store: Store) -> run.Finished:
 
 
 class Client(threading.Thread):
-    """``orch run`` in a thread; ``said`` is what it tells the user."""
+    """``orch run`` in a thread, patient at first, then for ``patience_s``; ``said`` is what it tells the user."""
 
-    def __init__(self, config: Path, engine: str, patience_s: float = 60.0) -> None:
+    def __init__(self, config: Path, engine: str, patience_s: float = DEADLINE_S) -> None:
         super().__init__(daemon=True)
         self.arguments = (config, engine, patience_s)
         self.stream = io.StringIO()
@@ -124,7 +150,8 @@ class Client(threading.Thread):
         config, engine, patience_s = self.arguments
         reporter = Reporter(self.stream)
         try:
-            with Cluster(engine, patience_s, reporter.say) as cluster:
+            with Cluster(engine, DEADLINE_S, reporter.say) as cluster:
+                cluster._patience_s = patience_s
                 self.finished = run.run(config, config.parent / "results", None, ["orch"], reporter, cluster=cluster)
         except BaseException as error:
             self.error = error
@@ -134,13 +161,13 @@ class Client(threading.Thread):
         return self.stream.getvalue()
 
     def end(self) -> run.Finished:
-        self.join(60)
+        self.join(DEADLINE_S)
         assert self.error is None and self.finished is not None, (self.error, self.said)
         return self.finished
 
 
 def wait_until(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_S
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
@@ -162,10 +189,12 @@ def said_trials(said: str) -> Counter[str]:
 
 
 def test_a_worker_that_is_killed_has_its_block_repeated_elsewhere(machines: Machines, config: Path) -> None:
+    machines.hold(2)
     client = Client(config, machines.engine)
-    wait_until(lambda: [worker for worker, _ in machines.begun].count("w1") >= 2)  # In its first block, or later.
+    wait_until(lambda: Counter(worker for worker, _ in machines.begun) == dict.fromkeys(WORKERS, 2))
     victim = machines.begun[-1][0]
-    machines.kill(victim)
+    machines.kill(victim)  # In the middle of its first block, as the other one is.
+    machines.let_go()
     finished = client.end()
     machines.worker(victim)
     check_whole(finished, machines, config)
@@ -183,10 +212,14 @@ def test_a_worker_that_is_killed_has_its_block_repeated_elsewhere(machines: Mach
 
 
 def test_the_scheduler_is_killed_and_comes_back(machines: Machines, config: Path) -> None:
+    machines.hold(3)
     client = Client(config, machines.engine)
     wait_until(lambda: "trial 00" in client.said)
+    lives = {name: machines.lives(name) for name in WORKERS}
     machines.kill("scheduler")
     before = len(said_trials(client.said))
+    wait_until(lambda: all(machines.lives(name) > lives[name] for name in WORKERS))
+    machines.let_go()
     machines.scheduler()
     finished = client.end()
     check_whole(finished, machines, config)
@@ -198,10 +231,12 @@ def test_the_scheduler_is_killed_and_comes_back(machines: Machines, config: Path
 def test_a_scheduler_that_does_not_come_back_ends_it_and_the_same_command_goes_on(
     machines: Machines, config: Path
 ) -> None:
+    machines.hold(3)
     client = Client(config, machines.engine, patience_s=1.0)
     wait_until(lambda: "trial 00" in client.said)
     machines.kill("scheduler")
-    client.join(30)
+    client.join(DEADLINE_S)
+    machines.let_go()
     assert isinstance(client.error, EngineError)
     assert f"no scheduler answers at {machines.engine} within 1 s" in client.error.what
     machines.scheduler()
@@ -216,9 +251,13 @@ def test_the_client_is_killed_and_the_same_command_goes_on(machines: Machines, c
     argv = [sys.executable, simulated_cluster.__file__, str(config.parent), "run", str(config)]
     argv += ["--results", str(config.parent / "results"), "--engine", machines.engine]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        wait_until(lambda: [path for path in stored(config) if partner(path).exists()])
-        process.send_signal(signal.SIGKILL)
+    machines.hold(3)
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: [path for path in stored(config) if partner(path).exists()])
+        finally:
+            process.kill()
+    machines.let_go()
     times = {path: path.stat().st_mtime_ns for path in stored(config)}
     client = Client(config, machines.engine)
     finished = client.end()
