@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from orchcli import ORCH, ROOT, Run, derive
+from ports import free_port
 from realkernel import PLANTED
 
 from orchestrator.engine import facts
@@ -26,7 +26,7 @@ from orchestrator.store import Store
 pytestmark = [pytest.mark.kernel, pytest.mark.qemu, pytest.mark.network]
 
 DASK = Path(sys.executable).with_name("dask")
-DEADLINE_S = 240.0
+DEADLINE_S = 900.0
 
 
 @dataclass
@@ -58,12 +58,9 @@ class Machines:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Machines]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tmp_path / "machines").mkdir()
-    found = Machines(tmp_path / "machines", port)
-    found.start("scheduler", DASK, "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
+    found = Machines(tmp_path / "machines", free_port())
+    found.start("scheduler", DASK, "scheduler", "--host", "127.0.0.1", "--port", found.port, "--no-dashboard")
     for name in ("one", "two", "three"):
         found.start(name, ORCH, "worker", found.engine, "--name", name, "--offer", "icount=1")
     yield found
@@ -78,9 +75,13 @@ def test_three_workers_leave_the_same_recordings_as_this_machine_though_one_is_k
     config = derive(PLANTED, tmp_path, name="dask", arms=patches, schedule={"boots": 2, "seed": 1})
     argv = [str(ORCH), "run", str(config), "--results", str(tmp_path / "results"), "--engine", machines.engine]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
-        victim = wait_for_a_boot(machines, client)
-        machines.kill(victim)
-        out, err = client.communicate(timeout=DEADLINE_S)
+        try:
+            victim = wait_for_a_boot(machines, client)
+            orphans = qemus_of(machines.running[victim].pid)
+            machines.kill(victim)
+            out, err = client.communicate(timeout=DEADLINE_S)
+        finally:
+            client.kill()
     assert client.returncode == 0, f"{out}\n{err}\n{machines.logs()}"
     assert f"worker {victim} (tcp://" in err and "has gone; what it was running runs again elsewhere" in err, err
     (folder,) = (path for path in (tmp_path / "results").iterdir() if path.is_dir())
@@ -96,7 +97,7 @@ def test_three_workers_leave_the_same_recordings_as_this_machine_though_one_is_k
         assert str(machines.folder) not in command, "it names a kernel of this machine, to be pasted here"
     shipped = [path for path in machines.folder.glob("*/shipped/trees/*/vmlinux") if path.is_file()]
     assert len({path.stat().st_ino for path in shipped}) >= 4, "two kernels went to at least two workers"
-    assert not qemus_of(machines.running[victim].pid), "QEMU dies with its worker"
+    assert not qemus().keys() & {*orphans}, "QEMU dies with its worker"
 
 
 def wait_for_a_boot(machines: Machines, client: subprocess.Popen[str]) -> str:
@@ -113,12 +114,17 @@ def wait_for_a_boot(machines: Machines, client: subprocess.Popen[str]) -> str:
 
 def qemus_of(worker: int) -> list[int]:
     """QEMUs that run trials of a worker's process."""
-    found = []
+    return [pid for pid, parent in qemus().items() if parent == worker]
+
+
+def qemus() -> dict[int, int]:
+    """QEMUs that run trials, and who started each."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == worker and b"name=orch.recording" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+            if b"name=orch.recording" in (entry / "cmdline").read_bytes():
+                found[int(entry.name)] = parent
         except (OSError, ValueError):
             continue
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -88,13 +87,18 @@ def test_a_patch_that_does_not_compile(kernels: dict[str, BuiltKernel]) -> None:
     assert "make -C" in broken.log.read_text()
 
 
+def cpu_s() -> float:
+    """CPU time of this process and of all that it has started and waited for: other loads make none of it."""
+    return sum(os.times()[:4])
+
+
 def test_a_warm_start_takes_no_time_and_touches_no_apt(
     kernels: dict[str, BuiltKernel], kernel_tree: KernelTree
 ) -> None:
     before = [path.stat().st_mtime_ns for path in APT]
-    started = time.monotonic()
+    started = cpu_s()
     arms = [Arm(name, patches) for name, patches in ARMS.items() if name != "broken"]
     again = build_arms(kernel_tree, FRAGMENTS, arms, cache_dir(), lambda step: pytest.fail(step.line))
-    assert all(kernel.cached for kernel in again) and time.monotonic() - started < 5
+    assert all(kernel.cached for kernel in again) and cpu_s() - started < 5
     assert [kernel.vmlinux_sha256 for kernel in again] == [kernels[kernel.arm].vmlinux_sha256 for kernel in again]
     assert [path.stat().st_mtime_ns for path in APT] == before

@@ -124,7 +124,7 @@ def test_ci_sees_each_bad_trial(planted: Run) -> None:
 
 
 def test_a_kernel_that_was_built_is_not_built_again(planted: Run) -> None:
-    ended = orch("build", ROOT / "configs/quickstart.yaml", deadline_s=60)
+    ended = orch("build", ROOT / "configs/quickstart.yaml", deadline_s=600)
     assert ended.code == 0 and ended.err.count("built before") == 2, ended.text
     for line in ended.out.splitlines():
         assert Path(line.partition(": ")[2]).is_file(), line
