@@ -6,9 +6,11 @@ import errno
 import gc
 import io
 import json
+import sys
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import distributed
@@ -22,6 +24,7 @@ from orchestrator import lab, run, trials
 from orchestrator.engine import facts, identity, kit, link, parcel, remote
 from orchestrator.engine.cluster import Cluster, whole_blocks
 from orchestrator.engine.kit import Kit
+from orchestrator.engine.roster import Roster
 from orchestrator.errors import EngineError, StoreError, TargetError, UserError
 from orchestrator.experiment import Arm, TargetSpec, load
 from orchestrator.nights import several
@@ -33,6 +36,7 @@ from orchestrator.store import Store
 from orchestrator.target.pool import LabPool, NoMachineLeft
 from orchestrator.target.target import Evidence, Job
 
+PATIENCE_S = 120.0
 OFFERS = {"qemu-icount": 1, "qemu-tcg": 1, "lab-a": 1, "lab-b": 1}
 
 
@@ -61,7 +65,7 @@ def go(config: Path, engine: str | None, jobs: int | None = None, results: str =
     reporter = Reporter(said)
     if engine is None:
         return run.run(config, config.parent / results, jobs, ["orch"], reporter).run, said.getvalue()
-    with Cluster(engine, 10, reporter.say) as cluster:
+    with Cluster(engine, PATIENCE_S, reporter.say) as cluster:
         return run.run(config, config.parent / results, jobs, ["orch"], reporter, cluster=cluster).run, said.getvalue()
 
 
@@ -119,9 +123,11 @@ def test_several_configs_run_one_after_the_other(engine: str, tmp_path: Path, mo
     other = config.with_name("other.yaml")
     other.write_text(config.read_text().replace("accel: icount", "accel: tcg"))
     reporter = Reporter(io.StringIO())
-    found = several.run_all(
-        [config, other], tmp_path / "results", None, ["orch"], reporter, lambda: Cluster(engine, 10, reporter.say)
-    )
+
+    def cluster() -> Cluster:
+        return Cluster(engine, PATIENCE_S, reporter.say)
+
+    found = several.run_all([config, other], tmp_path / "results", None, ["orch"], reporter, cluster)
     assert found.exit_code(False) == 0 and found.page is not None
     assert [part.run.manifest.accel for part in found.parts if part.run is not None] == ["icount", "tcg"]
     assert all(facts.load(part.run.folder) for part in found.parts if part.run is not None)
@@ -145,25 +151,46 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class NotingTarget:
-    """Simulated; notes which worker ran what, and breaks on the worker ``broken``."""
+    """Simulated; notes which worker ran what, and breaks on the worker ``broken``.
+
+    Nothing ends before so many ``workers`` have begun something; one that breaks again first waits for ``refused``.
+    """
 
     notes: Path
     broken: tuple[str, ...] = ()
+    workers: int = 1
+    refused: threading.Event = field(default_factory=threading.Event)
 
     def run(self, job: Job, folder: Path) -> Evidence:
         worker = distributed.get_worker()
         words = dict(zip(job.words[::2], job.words[1::2], strict=True))
         with self.notes.open("a") as stream:
             stream.write(f"{worker.name} {words['--seed']} {words['--arm'].rstrip()}\n")
+        wait_until(lambda: len(set(self.begun)) >= self.workers)
         if str(worker.name) in self.broken:
+            if self.begun.count(str(worker.name)) > 1:
+                self.refused.wait(PATIENCE_S)
             raise TargetError("QEMU did not start", hint="orch doctor")
         return SimulatedTarget().run(job, folder)
+
+    @property
+    def begun(self) -> list[str]:
+        """The worker of each trial that began, in order."""
+        return [line.split()[0] for line in self.notes.read_text().splitlines()]
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    """Wait for what may also never come: it is for the test to say so."""
+    ends = time.monotonic() + PATIENCE_S
+    while not what() and time.monotonic() < ends:
+        time.sleep(0.01)
 
 
 def test_a_block_is_run_in_order_on_one_worker(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
 ) -> None:
-    monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: NotingTarget(tmp_path / "notes"))
+    target = NotingTarget(tmp_path / "notes", workers=2)
+    monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: target)
     config = write_config(tmp_path, ("base", "v1", "slow"), boots=4, cells=1)
     config.write_text(config.read_text().replace("icount", "tcg"))
     go(config, engine)
@@ -195,7 +222,7 @@ def test_a_worker_does_not_wait_for_the_clients_disk(
     monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: NotingTarget(notes))
 
     def seal_later(self: Store, item: TrialResult, written_sha256: str | None = None) -> None:
-        time.sleep(0.3)
+        wait_until(lambda: len(notes.read_text().splitlines()) == 2)
         begun.append(len(notes.read_text().splitlines()))
         seal(self, item, written_sha256)
 
@@ -378,13 +405,19 @@ def test_no_machine_left_ends_the_run_and_keeps_what_there_is(
 def test_a_worker_that_cannot_run_trials_is_put_aside(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
 ) -> None:
-    notes = NotingTarget(tmp_path / "notes", ("1",))
+    notes = NotingTarget(tmp_path / "notes", ("1",), workers=2)
     monkeypatch.setattr(kit, "make_emulator", lambda accel, machine, guests: notes)
+
+    def refuse(self: Roster, address: str, why: str) -> None:
+        really_refuse(self, address, why)
+        notes.refused.set()
+
+    really_refuse = Roster.refuse
+    monkeypatch.setattr(Roster, "refuse", refuse)
     folder, said = go(write_config(tmp_path, boots=3), engine)
     assert len(results_of(folder)) == 12
     assert "is not used any more: it could not run trial 00" in said and "QEMU did not start" in said
-    begun = [line.split()[0] for line in (tmp_path / "notes").read_text().splitlines()].count("1")
-    assert begun <= 2, "it may have begun one more before its first answer was read"
+    assert notes.begun.count("1") <= 2, "it may have begun one more before its first answer was read"
 
 
 def test_what_no_worker_can_run_ends_the_run_and_keeps_the_rest(
@@ -449,11 +482,10 @@ def test_what_cannot_work_on_a_cluster_says_so(engine: str, tmp_path: Path) -> N
     config.write_text("\n".join(line for line in text.splitlines() if "v1" not in line) + "\n")
     with pytest.raises(UserError, match="target: local is the kernel of this machine"):
         go(config, engine)
-    with (
-        Cluster(engine, 0.5, lambda text: None) as cluster,
-        pytest.raises(EngineError, match=r"no worker at .* offers kvm and could be used, for 0 s"),
-    ):
-        cluster.pick_accel("kvm", 1)
+    with Cluster(engine, PATIENCE_S, lambda text: None) as cluster:
+        cluster._patience_s = 0.5  # Now: to connect may take longer.
+        with pytest.raises(EngineError, match=r"no worker at .* offers kvm and could be used, for 0 s"):
+            cluster.pick_accel("kvm", 1)
 
 
 @pytest.mark.parametrize(
@@ -473,8 +505,11 @@ def test_nobody_answers() -> None:
     assert "dask scheduler" in (caught.value.hint or "") and said == ["waiting for a scheduler at dask://127.0.0.1:1"]
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_tls_that_is_not_set_up_is_refused(engine: str) -> None:
+def test_tls_that_is_not_set_up_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.collect()  # What other tests left is theirs.
+    unraisable: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: unraisable.append(f"{what.exc_value!r}: {what.object!r}"))
     with pytest.raises(UserError, match=r"cannot connect to dask\+tls://.*TLS"):
-        Cluster(engine.replace("dask", "dask+tls"), 1, lambda text: None).__enter__()
+        Cluster(engine.replace("dask", "dask+tls"), PATIENCE_S, lambda text: None).__enter__()
     gc.collect()  # Dask's client would close itself once more here, and say that it cannot.
+    assert unraisable == []
