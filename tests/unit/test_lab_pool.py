@@ -43,7 +43,7 @@ class FakeMember:
         assert self.busy.acquire(blocking=False), "two trials at once on one machine"
         try:
             if self.meanwhile is not None:
-                self.meanwhile.wait(10)
+                self.meanwhile.wait(60)
             self.jobs += 1
             lost = f"{self.name} does not come back" if self.jobs == self.dies_at else ""
             return Evidence("killed" if lost else "ended", 0, 1.0, 1.0, machine=self.name, machine_lost=lost)
@@ -138,7 +138,8 @@ def test_without_any_machine_left_the_reasons_are_told() -> None:
         runner.execute(make_plan(experiment(arms=2, cells=3, boots=1)), 2)
     assert "\n  a: a does not come back" in caught.value.what and "\n  b: b cannot be reached" in caught.value.what
     assert caught.value.hint == "orch lab status"
-    assert runner.last["000"].outcome is Outcome.OK, "what had finished is kept"
+    # Of the first block, or of the second one, if that came to "a" first.
+    assert runner.results[0].outcome is Outcome.OK, "what had finished is kept"
 
 
 def test_a_machine_that_goes_between_two_trials_takes_its_block_along() -> None:

@@ -236,12 +236,16 @@ def test_boots_of_one_kind_run_together_and_never_beside_another() -> None:
     inside: list[str] = []
     seen: list[tuple[str, ...]] = []
     lock = threading.Lock()
+    together = threading.Event()
 
     def boot(kind: str) -> None:
         with gate.hold(kind):
             with lock:
                 inside.append(kind)
                 seen.append(tuple(inside))
+                if len(inside) > 1:
+                    together.set()
+            together.wait(60)
             time.sleep(0.05)
             with lock:
                 inside.remove(kind)
@@ -250,7 +254,7 @@ def test_boots_of_one_kind_run_together_and_never_beside_another() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(300)
     assert len(seen) == 8 and all(len(set(kinds)) == 1 for kinds in seen)
     assert max(len(kinds) for kinds in seen) > 1
 
