@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from test_proc import gone_within
 
 from orchestrator import image, proc
 from orchestrator.experiment import Cell, Guest
@@ -25,23 +26,23 @@ QUIET = Cell("quiet", Guest(), None)
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = tmp_path_factory.mktemp("build")
-    proc.run(["make", "-s", "-C", GUESTS, f"BUILD={build}", f"{build}/bin/{image.LAB_AGENT}"], deadline_s=120)
+    proc.run(["make", "-s", "-C", GUESTS, f"BUILD={build}", f"{build}/bin/{image.LAB_AGENT}"], deadline_s=600)
     return build / "bin" / image.LAB_AGENT
 
 
 def run(agent: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([agent, *map(str, words)], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([agent, *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
 
 
 def start(
-    agent: Path, folder: Path, script: str, *options: str, deadline: float = 20
+    agent: Path, folder: Path, script: str, *options: str, deadline: float = 120
 ) -> subprocess.CompletedProcess[str]:
     argv = ["--dir", folder, "--deadline", deadline, "--log", "new", *options, "--", "/bin/sh", "-c", script]
     return run(agent, "run", *argv)
 
 
 def wait_for(path: Path) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < end, sorted(item.name for item in path.parent.iterdir())
         time.sleep(0.01)
@@ -67,21 +68,22 @@ def test_a_program_leaves_what_a_trial_leaves(agent: Path, tmp_path: Path) -> No
 
 def test_it_outlives_who_asked_for_it(agent: Path, tmp_path: Path) -> None:
     """The starter's session dies as that of a broken connection does: hang-up and kill of its whole group."""
-    words = ["--dir", str(tmp_path), "--deadline", "20", "--log", "new", "--", "/bin/sh", "-c", "sleep 1; echo late"]
+    program = "until [ -e told ]; do sleep 0.05; done; echo late"
+    words = ["--dir", str(tmp_path), "--deadline", "120", "--log", "new", "--", "/bin/sh", "-c", program]
     script = '"$@" </dev/null; kill -HUP 0; kill -KILL 0'
     argv = ["setsid", "sh", "-c", script, "sh", str(agent), "run", *words]
-    subprocess.run(argv, capture_output=True, timeout=20, check=False)
+    subprocess.run(argv, capture_output=True, timeout=120, check=False)
     assert not (tmp_path / "done").exists()
+    (tmp_path / "told").touch()
     wait_for(tmp_path / "done")
     assert status(tmp_path)[-3:] == ["stderr late", "exit 0", "end"]
 
 
 def test_a_program_that_does_not_end_is_killed_with_all_its_children(agent: Path, tmp_path: Path) -> None:
-    start(agent, tmp_path, "sleep 600 & echo $! >child; sleep 600", deadline=0.5)
+    start(agent, tmp_path, "sleep 600 & echo $! >child; sleep 600", deadline=3)
     wait_for(tmp_path / "done")
     assert status(tmp_path) == ["pid1", "start", "deadline", "end"]
-    stat = Path(f"/proc/{int((tmp_path / 'child').read_text())}/stat")
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "dead, whoever inherits it"
+    assert gone_within(int((tmp_path / "child").read_text()), 60), "dead, whoever inherits it"
 
 
 @pytest.mark.parametrize(("script", "line"), [("kill -SEGV $$", "signal 11"), ("exec /nowhere", "exit 127")])
@@ -113,7 +115,7 @@ def test_the_keeper_is_named_so_that_nothing_else_can_be_taken_for_it(agent: Pat
     assert run(agent, "stop", tmp_path).returncode == 0 and start_time(int(program)) > 0, "another process"
     (tmp_path / "keeper").write_text(f"{pid} {began} {boot} {program}\n")
     assert run(agent, "stop", tmp_path).returncode == 0
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while start_time(int(program)) or start_time(int(pid)):
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -191,10 +193,16 @@ def test_settings_are_written_and_refusals_told(agent: Path, tmp_path: Path) -> 
 
 
 def test_later_is_when_the_connection_is_gone(agent: Path, tmp_path: Path) -> None:
-    began = time.monotonic()
-    assert run(agent, "later", "touch", tmp_path / "$(x) y").returncode == 0 and time.monotonic() - began < 0.9
-    wait_for(tmp_path / "$(x) y")
-    assert time.monotonic() - began > 0.9
+    took = []
+    for number in range(5):  # One of them comes to its end at once, whatever else the machine has to do.
+        began = time.monotonic()
+        assert run(agent, "later", "touch", tmp_path / f"$(x) {number}").returncode == 0
+        took.append(time.monotonic() - began)
+        wait_for(tmp_path / f"$(x) {number}")
+        assert time.monotonic() - began > 0.9
+        if took[-1] < 0.9:
+            break
+    assert min(took) < 0.9
 
 
 def test_kill_of_the_keeper_is_not_taken_for_an_end(agent: Path, tmp_path: Path) -> None:

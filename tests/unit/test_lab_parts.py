@@ -46,7 +46,7 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 """
     (tmp_path / "known_hosts").write_text("")
     argv = [sys.executable, "-c", attempt, str(tmp_path / "known_hosts")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     assert (done.stdout, done.stderr) == ("cut: Error reading SSH protocol banner\n", "")
 
 
@@ -223,7 +223,7 @@ def outside(tmp_path: Path, console: str = "", **changes: object) -> RealOutside
     return RealOutside(lab_host(tmp_path, console=words, **changes), tmp_path / "power.log")
 
 
-def wait_for(condition, seconds: float = 10.0) -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition, seconds: float = 60.0) -> None:  # type: ignore[no-untyped-def]
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -104,9 +104,9 @@ def test_the_program_sees_its_root_and_the_trials_folder_and_the_machine_sees_no
     (folder / "out").touch()
     shutil.copy(agent, place / "bin" / "only-here")
     before = Path("/proc/self/mounts").read_text()
-    argv = [agent, "run", "--dir", folder, "--deadline", "20", "--log", "new", "--root", place]
+    argv = [agent, "run", "--dir", folder, "--deadline", "120", "--log", "new", "--root", place]
     argv += ["--", "/bin/only-here", "set", "out", "written inside"]
-    ended = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     wait_for(folder / "done")
     assert status(folder) == ["pid1", "start", "exit 0", "end"]
@@ -117,8 +117,8 @@ def test_the_program_sees_its_root_and_the_trials_folder_and_the_machine_sees_no
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_root_that_is_not_there_fails_the_trial_with_its_reason(agent: Path, tmp_path: Path) -> None:  # noqa: F811
-    argv = [agent, "run", "--dir", tmp_path, "--deadline", "20", "--log", "new", "--root", tmp_path / "none"]
-    subprocess.run([*argv, "--", "/bin/true"], timeout=30, check=True)
+    argv = [agent, "run", "--dir", tmp_path, "--deadline", "120", "--log", "new", "--root", tmp_path / "none"]
+    subprocess.run([*argv, "--", "/bin/true"], timeout=120, check=True)
     wait_for(tmp_path / "done")
     lines = status(tmp_path)
     assert lines[-2:] == ["exit 1", "end"] and "No such file" in lines[-3]

@@ -85,13 +85,13 @@ def test_a_signal_is_named() -> None:
 
 
 def test_a_deadline_ends_the_whole_group() -> None:
-    code = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    code = "sleep 600 & echo $!; sleep 600"
     lines: list[str] = []
     started = time.monotonic()
-    with pytest.raises(CommandError, match="no end after 1 s, killed"):
-        proc.run([PYTHON, "-c", code], deadline_s=1, on_line=lines.append)
-    assert time.monotonic() - started < 30
-    assert gone_within(int(lines[0]), 5)
+    with pytest.raises(CommandError, match="no end after 3 s, killed"):
+        proc.run(["sh", "-c", code], deadline_s=3, on_line=lines.append)
+    assert time.monotonic() - started < 300
+    assert gone_within(int(lines[0]), 60)
 
 
 def test_a_child_that_ignores_term_is_killed() -> None:
@@ -125,7 +125,7 @@ def test_a_child_dies_with_us() -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert gone_within(pid, 5)
+    assert gone_within(pid, 30)
 
 
 def test_a_child_whose_parent_is_gone_before_it_could_ask_for_its_signal_does_nothing(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_child_whose_parent_is_gone_before_it_could_ask_for_its_signal_does_no
         f"proc.start(['touch', {str(ran)!r}])\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([PYTHON, "-c", code], check=False).returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (ended.exists() and ended.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert ended.read_text() == "1\n" and not ran.exists()

@@ -21,7 +21,7 @@ MAILBOX_LINE = "orch-bench: mailbox gpa=0x1000 nonce=0x2"
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = tmp_path_factory.mktemp("build")
     targets = [f"{build}/bin/{name}" for name in ("vmm_run", "libstorm.so", "fault_bench")]
-    proc.run(["make", "-j2", "-s", "-C", GUESTS, f"BUILD={build}", *targets], deadline_s=120)
+    proc.run(["make", "-j2", "-s", "-C", GUESTS, f"BUILD={build}", *targets], deadline_s=600)
     return build / "bin"
 
 
@@ -38,7 +38,7 @@ def run(
     (folder / "argv").write_bytes(f"{vmm}\0--machine\0none\0".encode())
     argv = [programs / "vmm_run", "--preload", preload or programs / "libstorm.so", "--vmm-argv", folder / "argv"]
     argv += ["--control", folder / "control", "--console", folder / "console", *options]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False, cwd=folder)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -130,7 +130,7 @@ def test_a_vmm_that_cannot_be_preloaded_is_refused(programs: Path, tmp_path: Pat
 def test_errors_of_the_control_file_end_the_vmm(programs: Path, tmp_path: Path, control: str, message: str) -> None:
     (tmp_path / "control").write_text(control + "\n")
     env = {**os.environ, "LD_PRELOAD": str(programs / "libstorm.so"), "ORCH_STORM": str(tmp_path / "control")}
-    done = subprocess.run(["/bin/true"], capture_output=True, text=True, timeout=30, check=False, env=env)
+    done = subprocess.run(["/bin/true"], capture_output=True, text=True, timeout=120, check=False, env=env)
     assert done.returncode == 1
     assert message in done.stderr
 
@@ -138,7 +138,7 @@ def test_errors_of_the_control_file_end_the_vmm(programs: Path, tmp_path: Path, 
 def test_the_library_without_a_control_file_says_so(programs: Path) -> None:
     env = {key: value for key, value in os.environ.items() if key != "ORCH_STORM"}
     env["LD_PRELOAD"] = str(programs / "libstorm.so")
-    done = subprocess.run(["/bin/true"], capture_output=True, text=True, timeout=30, check=False, env=env)
+    done = subprocess.run(["/bin/true"], capture_output=True, text=True, timeout=120, check=False, env=env)
     assert (done.returncode, "ORCH_STORM does not name its control file" in done.stderr) == (1, True)
 
 
