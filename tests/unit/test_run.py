@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import simulated_orch
@@ -179,7 +180,7 @@ def test_killed_at_random_moments_it_repeats_nothing_that_was_finished(tmp_path:
     """kill -9 of `orch run`, again and again; at most the trials that were running are run again."""
     config = write_config(tmp_path, boots=4)  # 16 trials
     argv = [sys.executable, DRIVER, "run", str(config), "--results", str(tmp_path / "results"), "--jobs", "2"]
-    environment = os.environ | {simulated_orch.NOTES: str(simulated), simulated_orch.SECONDS: "0.08"}
+    environment = os.environ | {simulated_orch.NOTES: str(simulated), simulated_orch.SECONDS: "0.2"}
     rng = random.Random(5)
     kills = 0
     expected = {trial.id for trial in make_plan(load(config)).trials}
@@ -188,9 +189,10 @@ def test_killed_at_random_moments_it_repeats_nothing_that_was_finished(tmp_path:
         process = subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if kills < 3:
             wait_for_lines(simulated, begun(simulated).total() + 2, process)
-            time.sleep(rng.uniform(0, 0.15))
+            wait_for_results(tmp_path, len(times) + 1, process)
+            time.sleep(rng.uniform(0, 0.3))
             process.send_signal(signal.SIGKILL)
-        if process.wait(60) == 0:
+        if process.wait(600) == 0:
             break
         assert kills < 3, "the run that nobody killed failed"
         kills += 1
@@ -204,10 +206,19 @@ def test_killed_at_random_moments_it_repeats_nothing_that_was_finished(tmp_path:
     assert not list(folder.glob("trials/.*"))
 
 
-def wait_for_lines(notes: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while begun(notes).total() < count and process.poll() is None and time.monotonic() < deadline:
+def wait_for_lines(notes: Path, count: int, process: subprocess.Popen[Any]) -> None:
+    wait_until(process, lambda: begun(notes).total() >= count)
+
+
+def wait_until(process: subprocess.Popen[Any], what: Callable[[], bool]) -> None:
+    """Or until a process has ended, which its test will see."""
+    deadline = time.monotonic() + 120
+    while not what() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def wait_for_results(tmp_path: Path, count: int, process: subprocess.Popen[Any]) -> None:
+    wait_until(process, lambda: len(list(tmp_path.glob("results/*/trials/[0-9]*/result.json"))) >= count)
 
 
 def only_run(tmp_path: Path) -> Path:
@@ -222,13 +233,16 @@ def finished_times(folder: Path) -> dict[str, int]:
 def test_an_interrupt_says_how_to_go_on_and_leaves_at_once(tmp_path: Path, simulated: Path) -> None:
     config = write_config(tmp_path)
     argv = [sys.executable, DRIVER, "run", str(config), "--results", str(tmp_path / "results")]
-    environment = os.environ | {simulated_orch.NOTES: str(simulated), simulated_orch.SECONDS: "30"}
+    environment = os.environ | {simulated_orch.NOTES: str(simulated), simulated_orch.SECONDS: "600"}
     with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_lines(simulated, 1, process)  # type: ignore[arg-type]
-        started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130 and time.monotonic() - started < 10
+        try:
+            wait_for_lines(simulated, 1, process)
+            started = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130 and time.monotonic() - started < 60
     assert f"interrupted; to go on: orch run {config}" in stderr and "Traceback" not in stderr
 
 
