@@ -144,7 +144,7 @@ def needs_kvm() -> None:
 
 def test_the_machine_is_measured_over_ssh(server: SshServer, tmp_path: Path) -> None:
     needs_kvm()
-    done = run(config(server, tmp_path, 2, QUIET + OUTSIDE, 1), tmp_path / "r")
+    done = run(config(server, tmp_path, 20, QUIET + OUTSIDE, 1), tmp_path / "r")
     assert done.ended.code == 0 and done.summary["status"] == "complete", done.ended.text
     check_samples(done)
     assert len(done.recording("outside", "running").windows) >= 1

@@ -68,7 +68,7 @@ def test_the_running_kernel_measures_real_latencies(tmp_path: Path) -> None:
     tdp = str(local.running_tdp()).lower()
     config.write_text(
         "name: local\narms: {running: []}\ntarget: {kind: local, deadline_s: 60}\n"
-        f"defaults: {{guest: {{mem_mib: 4, rounds: 2, tdp: {tdp}}}, storm: {{size_kib: 64, period_us: 100}}}}\n"
+        f"defaults: {{guest: {{mem_mib: 4, rounds: 20, tdp: {tdp}}}, storm: {{size_kib: 64, period_us: 100}}}}\n"
         "cells:\n  quiet: {storm: none}\n"
         "  outside: {storm: {op: madvise_dontneed, placement: outside}}\n"
         "schedule: {boots: 2}\n"

@@ -85,7 +85,7 @@ def test_a_program_that_does_not_end_is_killed_at_the_nearer_deadline(
     target = scripted(tmp_path, "trap '' TERM; sleep 60")
     started = time.monotonic()
     seen = target.run(job(**deadlines), trial_folder(tmp_path))
-    assert seen.ending == "wall-deadline" and time.monotonic() - started < 10
+    assert seen.ending == "wall-deadline" and time.monotonic() - started < 30
 
 
 def test_a_hang_of_the_running_kernel_is_a_hang_while_the_program_ran(tmp_path: Path) -> None:
@@ -146,12 +146,13 @@ def test_a_real_guest_faults_on_every_page(real: local.LocalTarget, tmp_path: Pa
     storm = None
     if placement is not None:
         storm = Storm(op="madvise_dontneed", placement=placement, size_kib=64, period_us=200)  # type: ignore[arg-type]
-    guest = Guest(mem_mib=1, rounds=3, order="random", tdp=local.running_tdp())
+    rounds = 60  # Long enough that a storm blows in it, wherever its thread must wait for a CPU.
+    guest = Guest(mem_mib=1, rounds=rounds, order="random", tdp=local.running_tdp())
     result = run_one(real, Cell("cell", guest, storm), tmp_path)
     assert result.outcome is Outcome.OK, (result.reason, result.trace)
     found = recording.read(tmp_path / "000" / RECORDING)
     faults = whole(found)
-    assert sorted(faults.page) == sorted(list(range(256)) * 3)
+    assert sorted(faults.page) == sorted(list(range(256)) * rounds)
     assert (found.header.seed, found.header.random, found.header.tdp) == (7, True, local.running_tdp())
     assert faults.latency_cycles.min() > 0 and (len(found.windows) > 0) == (placement is not None)
 
