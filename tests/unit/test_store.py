@@ -284,9 +284,9 @@ def test_a_recording_that_changed_after_its_check_is_refused(tmp_path: Path, exp
 
 
 def test_killed_at_any_moment_and_resumed_loses_and_repeats_nothing(tmp_path: Path, experiment: Experiment) -> None:
-    """A writer of 40 trials is killed with SIGKILL at ten random moments, then gets to its end."""
+    """A writer of 120 trials is killed with SIGKILL at ten random moments, then gets to its end."""
     del experiment
-    make_experiment(tmp_path, boots=20)
+    make_experiment(tmp_path, boots=60)
     chance = random.Random(20210125)
     kills = 0
     while True:
@@ -295,7 +295,7 @@ def test_killed_at_any_moment_and_resumed_loses_and_repeats_nothing(tmp_path: Pa
         if kills < 10:
             time.sleep(chance.uniform(0, 0.08))
             writer.kill()
-        code = writer.wait(120)
+        code = writer.wait(600)
         writer.stdout.close()
         if code == 0:
             break
