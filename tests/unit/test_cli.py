@@ -165,7 +165,7 @@ def test_a_reader_that_goes_away_is_told_nothing(tmp_path: Path) -> None:
         assert process.stdout.readline().startswith("0000 ")
         process.stdout.close()
         assert process.stderr.read() == ""
-        process.wait(30)
+        process.wait(300)
 
 
 # --- the other commands -----------------------------------------------------------------------------------------------

@@ -123,11 +123,11 @@ def test_the_wall_deadline_ends_what_ignores_everything(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qemu, "NMI_GRACE_S", 0.2)
-    write(fake, "trap '' TERM INT; sleep 60")
+    write(fake, "trap '' TERM INT; sleep 600")
     started = time.monotonic()
     seen = qemu.watch([str(fake)], trial_folder(tmp_path), 0.3)
     assert seen.ending == "wall-deadline" and seen.returncode == -9
-    assert 0.3 < seen.wall_seconds <= time.monotonic() - started < 5
+    assert 0.3 < seen.wall_seconds <= time.monotonic() - started < 30
 
 
 def test_at_the_wall_deadline_the_kernel_is_asked_where_it_is(tmp_path: Path) -> None:
