@@ -39,7 +39,7 @@ def connect(host: LabHost) -> SshTransport:
         host.address,
         user=host.user,
         port=host.port,
-        config=fabric.Config(overrides={"load_ssh_configs": False}),
+        config=fabric.Config(lazy=True),  # Else it reads /etc/fabric.*, ~/.fabric.* and both ssh_config files.
         connect_kwargs={
             # Left out, not None, where there is none: Fabric takes it for a list.
             **({} if host.key is None else {"key_filename": str(host.key)}),
