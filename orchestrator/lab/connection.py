@@ -12,9 +12,11 @@ import logging
 import os
 import posixpath
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 
 import fabric
 import paramiko
@@ -48,6 +50,7 @@ def connect(host: LabHost) -> SshTransport:
             "timeout": host.deadlines.connect_s,
             "banner_timeout": host.deadlines.connect_s,
             "auth_timeout": host.deadlines.connect_s,
+            "channel_timeout": host.deadlines.answer_s,  # Paramiko's own: an hour.
         },
     )
     # Fabric's own policy takes any key that it sees for the first time.
@@ -72,7 +75,7 @@ def connect(host: LabHost) -> SshTransport:
         raise _named(error, host, scan) from error
     except (OSError, EOFError) as error:
         raise Cut(str(error) or type(error).__name__) from error
-    return SshTransport(connection, host.deadlines.answer_s)
+    return SshTransport(connection.client, connection.transport, host.deadlines.answer_s)
 
 
 def _named(error: paramiko.SSHException, host: LabHost, scan: str) -> NotTrusted | Cut:
@@ -90,122 +93,161 @@ def _named(error: paramiko.SSHException, host: LabHost, scan: str) -> NotTrusted
     return Cut(str(error))
 
 
+class Watch:
+    """Calls ``expire``, from a thread of its own, once ``limit_s`` have passed since the last :meth:`renew`.
+
+    A context manager. Inside of Paramiko some waits know no timeout, whatever a channel's ``settimeout()`` says
+    (``Channel._wait_for_event()``, ``Packetizer.write_all()``): what ends them is that the connection is closed.
+    """
+
+    def __init__(self, limit_s: float, expire: Callable[[], None]) -> None:
+        self.expired = False
+        self._limit_s = limit_s
+        self._expire = expire
+        self._over = threading.Event()
+        self.renew()
+
+    def renew(self) -> None:
+        """Something came: the time begins anew."""
+        self._end = time.monotonic() + self._limit_s
+
+    def __enter__(self) -> Watch:
+        threading.Thread(target=self._run, name="deadline", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        while (left_s := self._end - time.monotonic()) > 0:
+            if self._over.wait(left_s):
+                return
+        self.expired = True
+        self._expire()
+
+
 class SshTransport:
     """An open connection; see :class:`~orchestrator.lab.remote.Transport`. One thread at a time may use it."""
 
-    def __init__(self, connection: fabric.Connection, answer_s: float) -> None:
-        self._connection = connection
+    def __init__(self, client: paramiko.SSHClient, transport: paramiko.Transport, answer_s: float) -> None:
+        self._client = client
+        # All goes through this one: Fabric would connect again by itself, and nobody would watch it doing so.
+        self._transport = transport
         self._answer_s = answer_s
+        self._files: paramiko.SFTPClient | None = None
 
     def run(self, argv: Sequence[str], *, deadline_s: float) -> Reply:
         """See the protocol."""
-        end = time.monotonic() + deadline_s
-        with self._broken(), contextlib.closing(self._connection.create_session()) as channel:
-            channel.settimeout(deadline_s)
-            channel.exec_command(command_line(argv))
+        line = command_line(argv)
+        with self._within(deadline_s, line), contextlib.closing(self._transport.open_session()) as channel:
+            channel.exec_command(line)
             channel.shutdown_write()
-            stdout = _drain(channel, channel.recv, end)
-            stderr = _drain(channel, channel.recv_stderr, end)
-            if not channel.status_event.wait(max(0.0, end - time.monotonic())):
-                raise Cut(f"no end of {command_line(argv)} within {deadline_s:g} s")
+            stdout, stderr = _drain(channel.recv), _drain(channel.recv_stderr)
             code = channel.recv_exit_status()
             if code < 0:  # No exit status came: a signal, or the connection's end.
-                if not self._alive():
-                    raise Cut("the connection broke")
+                if not self._transport.is_active():
+                    raise EOFError("the connection broke")
                 code = UNKNOWN_SIGNAL
         return Reply(code, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
 
     def read(self, path: str) -> bytes:
         """See the protocol. In pieces until the end: files of /proc and /sys do not know their size."""
-        with self._broken(path), self._sftp().open(path, "rb") as stream:
-            return b"".join(iter(lambda: stream.read(BLOCK), b""))
+        with self._answer(path), self._sftp().open(path, "rb") as stream:
+            return _drain(stream.read)
 
     def write(self, path: str, data: bytes) -> None:
         """See the protocol."""
         temporary = f"{path}.{os.getpid()}-{next(_unique)}.new"
-        with self._broken(path, writing=True):
+        with self._answer(path, writing=True):
             with self._sftp().open(temporary, "wb") as stream:
                 stream.write(data)
             self._sftp().posix_rename(temporary, path)
 
     def names(self, folder: str) -> tuple[str, ...]:
         """See the protocol."""
-        with contextlib.suppress(NoSuchFile), self._broken(folder):
+        with contextlib.suppress(NoSuchFile), self._answer(folder):
             return tuple(sorted(self._sftp().listdir(folder)))
         return ()
 
     def size(self, path: str) -> int:
         """See the protocol."""
-        with contextlib.suppress(NoSuchFile), self._broken(path):
+        with contextlib.suppress(NoSuchFile), self._answer(path):
             return self._sftp().stat(path).st_size or 0
         return -1
 
     def append(self, path: str, source: Path, start: int) -> None:
         """See the protocol."""
-        with source.open("rb") as local, self._broken(path, writing=True):
+        with source.open("rb") as local, self._answer(path, writing=True) as watch:
             local.seek(start)
             with self._sftp().open(path, "r+b" if start else "wb") as stream:
                 stream.seek(start)
                 stream.set_pipelined(True)  # Else each block costs a round trip; errors come with a later one.
                 while block := local.read(BLOCK):
                     stream.write(block)
+                    watch.renew()
 
     def fetch(self, path: str, to: Path, start: int) -> None:
         """See the protocol."""
         with to.open("r+b" if start else "wb") as local:
             local.seek(start)
-            with self._broken(path), self._sftp().open(path, "rb") as stream:
+            with self._answer(path) as watch, self._sftp().open(path, "rb") as stream:
                 stream.seek(start)
                 # Ask for all of it at once: else each block costs a round trip.
                 stream.prefetch(max(0, (stream.stat().st_size or 0)), max_concurrent_requests=64)
                 while block := stream.read(BLOCK):
                     local.write(block)
+                    watch.renew()
 
     def remove(self, path: str) -> None:
         """See the protocol."""
-        with contextlib.suppress(NoSuchFile), self._broken(path):
+        with contextlib.suppress(NoSuchFile), self._answer(path):
             self._sftp().remove(path)
 
     def home(self) -> str:
         """See the protocol: SFTP starts in the home folder."""
-        with self._broken():
+        with self._answer():
             return posixpath.normpath(self._sftp().normalize("."))
 
     def close(self) -> None:
         """See the protocol."""
         with contextlib.suppress(Exception):  # It may be broken in any way; there is nothing left to lose.
-            self._connection.close()
+            self._client.close()
 
     def _sftp(self) -> paramiko.SFTPClient:
-        sftp: paramiko.SFTPClient = self._connection.sftp()
-        if channel := sftp.get_channel():
-            channel.settimeout(self._answer_s)
-        return sftp
+        if self._files is None:
+            self._files = paramiko.SFTPClient.from_transport(self._transport)
+            if self._files is None:
+                raise EOFError("no channel for SFTP")
+        return self._files
 
-    def _alive(self) -> bool:
-        transport = self._connection.transport
-        return transport is not None and transport.is_active()
+    def _answer(self, path: str = "", *, writing: bool = False) -> contextlib.AbstractContextManager[Watch]:
+        return self._within(self._answer_s, path, writing=writing)
 
     @contextlib.contextmanager
-    def _broken(self, path: str = "", *, writing: bool = False) -> Iterator[None]:
-        """Paramiko's errors as ours. SFTP's answer "Failure" says nothing more (a full disk is one)."""
-        try:
-            yield
-        except (EOFError, paramiko.SSHException, TimeoutError, ConnectionError) as error:
-            raise Cut(str(error) or type(error).__name__) from error
-        except OSError as error:
-            if not self._alive() or str(error) == "Socket is closed":
-                raise Cut(str(error)) from error
-            if writing:
-                raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
-            raise NoSuchFile(f"{path}: {error.strerror or error}") from error
+    def _within(self, limit_s: float, what: str, *, writing: bool = False) -> Iterator[Watch]:
+        """Paramiko's errors as ours, and silence for ``limit_s`` as one of them.
+
+        SFTP's answer "Failure" says nothing more (a full disk is one).
+        """
+        with Watch(limit_s, self._transport.close) as watch:
+            try:
+                yield watch
+            except Exception as error:
+                if watch.expired:
+                    raise Cut(f"no answer within {limit_s:g} s{what and f': {what}'}") from error
+                if isinstance(error, EOFError | paramiko.SSHException | TimeoutError | ConnectionError):
+                    raise Cut(str(error) or type(error).__name__) from error
+                if not isinstance(error, OSError):
+                    raise
+                if not self._transport.is_active() or str(error) == "Socket is closed":
+                    raise Cut(str(error)) from error
+                if writing:
+                    raise CannotWrite(f"cannot write {what}: {error.strerror or error}") from error
+                raise NoSuchFile(f"{what}: {error.strerror or error}") from error
 
 
-def _drain(channel: paramiko.Channel, receive: Callable[[int], bytes], end: float) -> bytes:
-    parts: list[bytes] = []
-    while True:
-        channel.settimeout(max(0.001, end - time.monotonic()))
-        part = receive(BLOCK)
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
+def _drain(receive: Callable[[int], bytes]) -> bytes:
+    """Everything until the end, or until the connection is closed."""
+    return b"".join(iter(lambda: receive(BLOCK), b""))

@@ -1,16 +1,93 @@
-"""lab/connection.py: what a user's own configuration cannot do to it."""
+"""lab/connection.py: what a host that does not answer, and a user's own configuration, cannot do to it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import fabric
 import paramiko
 import pytest
+from muteserver import MuteServer, Silence, mute_server
 
-from orchestrator.lab import connection
+from orchestrator.lab import connection, lease
+from orchestrator.lab.connection import SshTransport
+from orchestrator.lab.lease import Keeper, make_lease
 from orchestrator.lab.remote import Cut
-from orchestrator.lab.types import LabHost
+from orchestrator.lab.types import Deadlines, LabHost
+
+ANSWER_S = 0.5
+LATE_S = 5.0  # What a busy machine may need on top of it.
+
+
+def described(server: MuteServer, folder: Path) -> LabHost:
+    deadlines = Deadlines(connect_s=10.0, answer_s=ANSWER_S)
+    return LabHost(
+        "mute", "127.0.0.1", "root", folder / "known_hosts", port=server.port, key=folder / "key", deadlines=deadlines
+    )
+
+
+def fetch(transport: SshTransport, folder: Path) -> object:
+    return transport.fetch("/there", folder / "here", 0)
+
+
+def append(transport: SshTransport, folder: Path) -> object:
+    return transport.append("/there", folder / "key", 0)
+
+
+def run(transport: SshTransport, folder: Path) -> object:
+    return transport.run(("true",), deadline_s=ANSWER_S)
+
+
+ACTS: dict[str, Callable[[SshTransport, Path], object]] = {
+    "run": run,
+    "read": lambda transport, _: transport.read("/there"),
+    "write": lambda transport, _: transport.write("/there", b"x"),
+    "names": lambda transport, _: transport.names("/"),
+    "size": lambda transport, _: transport.size("/there"),
+    "append": append,
+    "fetch": fetch,
+    "remove": lambda transport, _: transport.remove("/there"),
+    "home": lambda transport, _: transport.home(),
+}
+WAYS: list[tuple[Silence, str]] = [
+    *(("open", act) for act in ("run", "read")),
+    *(("request", act) for act in ACTS),
+    ("command", "run"),
+    *(("version", act) for act in ("read", "append")),
+]
+
+
+@pytest.mark.parametrize(("silence", "act"), WAYS)
+def test_a_host_that_does_not_answer_is_cut_off_at_the_deadline(tmp_path: Path, silence: Silence, act: str) -> None:
+    with mute_server(tmp_path, silence) as server:
+        transport = connection.connect(described(server, tmp_path))
+        begun = time.monotonic()
+        with pytest.raises(Cut, match=r"no answer within 0\.5 s|Timeout opening channel"):
+            ACTS[act](transport, tmp_path)
+        transport.close()
+        assert time.monotonic() - begun < ANSWER_S + LATE_S
+        with pytest.raises(Cut):  # It does not connect again by itself: nobody would have checked that it may.
+            ACTS[act](transport, tmp_path)
+        assert server.connections == 1
+
+
+def test_a_keeper_whose_connection_is_mute_makes_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    with mute_server(tmp_path, "request") as server:
+        host = described(server, tmp_path)
+        keeper = Keeper(lambda: connection.connect(host), "/folder", make_lease("now"))
+        end = time.monotonic() + 2 * ANSWER_S + LATE_S
+        while server.connections < 3:
+            assert time.monotonic() < end, "it hangs on the first one, and its lease dies"
+            time.sleep(0.02)
+        keeper._stop.set()
+        keeper._thread.join(ANSWER_S + LATE_S)
+        assert not keeper._thread.is_alive()
+
+
+# --- the user's own configuration -------------------------------------------------------------------------------------
 
 
 def test_nothing_of_the_users_own_configuration_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
