@@ -71,12 +71,14 @@ def run(
     on_line: Callable[[str], None] | None = None,
     pass_fds: Sequence[int] = (),
     hint: str | None = None,
+    shown: str | None = None,
 ) -> Completed:
     """Run ``argv`` to its end and return its output.
 
     With ``log``, stdout and stderr go there (appended); without, they are captured together into the result's
     ``stdout``. ``on_line``, if given, sees each line as it comes, from another thread.
     ``env`` is added to our environment. ``pass_fds`` lets a child hold a lock for as long as it lives.
+    ``shown`` is what errors call a command whose words may hold a secret.
 
     Raises :class:`CommandError` for an exit code outside ``accept``, a signal, or a passed deadline.
     """
@@ -91,12 +93,12 @@ def run(
             child.stop()
         reader.join(KILL_GRACE_S)
     output = "".join(collected)
-    detail = "" if log is not None else _last_lines(output)
+    what = f"{shown or quote(words)}{'' if log is not None else _last_lines(output)}"
     if code is None:
-        raise CommandError(f"no end after {deadline_s:.0f} s, killed: {quote(words)}{detail}", log=log, hint=hint)
+        raise CommandError(f"no end after {deadline_s:.0f} s, killed: {what}", log=log, hint=hint)
     if code not in accept:
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        raise CommandError(f"{how}: {quote(words)}{detail}", log=log, hint=hint)
+        raise CommandError(f"{how}: {what}", log=log, hint=hint)
     return Completed(words, code, output, time.monotonic() - started)
 
 

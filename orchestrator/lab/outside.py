@@ -94,10 +94,12 @@ class RealOutside:
         if not self._host.power:
             return "no power command in the lab file"
         self._power_log.parent.mkdir(parents=True, exist_ok=True)
+        program, log = self._host.power[0], self._power_log
         try:
-            proc.run(self._host.power, log=self._power_log, deadline_s=self._host.deadlines.power_s)
+            # A password of a power switch may stand in its words, and errors end up in reports.
+            proc.run(self._host.power, log=log, deadline_s=self._host.deadlines.power_s, shown=program)
         except (CommandError, UserError, OSError) as error:
-            return f"{error} (log: {self._power_log})"
+            return f"{error} (log: {log})"
         return ""
 
     def _start(self) -> None:

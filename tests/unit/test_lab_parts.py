@@ -19,6 +19,7 @@ from orchestrator.lab.journal import Journal, KernelId, Setting, parse
 from orchestrator.lab.link import Link
 from orchestrator.lab.outside import RealOutside
 from orchestrator.lab.remote import Cut, Reply, command_line
+from orchestrator.lab.types import Deadlines
 from orchestrator.store import to_json
 from orchestrator.target.ssh import of_kernel
 
@@ -270,6 +271,26 @@ def test_what_cannot_be_done_from_outside_says_why(tmp_path: Path) -> None:
     assert "exited with 3" in broken.power_cycle() and (tmp_path / "power.log").read_text() == "no outlet\n"
     missing = RealOutside(lab_host(tmp_path, power=("/nowhere/ipmitool",)), tmp_path / "power.log")
     assert missing.power_cycle() != ""
+
+
+def test_no_word_of_a_lab_files_commands_is_told_to_anybody(tmp_path: Path) -> None:
+    """They may hold passwords (ipmitool -P); and what is told ends up in quarantine.json, on terminals, in reports."""
+    deadlines = Deadlines(power_s=0.3)
+    for power, said in (
+        (("/bin/false", "-P", "hunter2"), "exited with 1: /bin/false"),
+        (("/nowhere/power", "-P", "hunter2"), "exited with 127: /nowhere/power"),
+        (("/bin/sh", "-c", "kill -9 $$", "hunter2"), "died of SIGKILL: /bin/sh"),
+        (("/bin/sh", "-c", "sleep 60", "hunter2"), "no end after 0 s, killed: /bin/sh"),
+    ):
+        host = lab_host(tmp_path, power=power, console=("/nowhere/console", "-P", "hunter2"), deadlines=deadlines)
+        found = RealOutside(host, tmp_path / "power.log")
+        assert found.power_cycle() == f"{said} (log: {tmp_path / 'power.log'})"
+        found.watch(tmp_path / "serial.log")
+        wait_for(lambda: "/nowhere/console" in (tmp_path / "serial.log").read_text())
+        found.unwatch()
+        logs = (tmp_path / "power.log").read_text() + (tmp_path / "serial.log").read_text()
+        assert "hunter2" not in logs
+        (tmp_path / "serial.log").unlink()
 
 
 def test_the_power_command_is_no_shell_line(tmp_path: Path) -> None:
