@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from orchestrator.image import LAB_AGENT, Guests
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.lab import connection, journal
 from orchestrator.lab.clock import RealClock
-from orchestrator.lab.lease import Keeper, Lease
+from orchestrator.lab.lease import DEAD_S, Keeper, Lease
 from orchestrator.lab.machine import Machine
 from orchestrator.lab.outside import RealOutside
 from orchestrator.lab.types import LabHost
@@ -22,7 +23,7 @@ def make_machine(host: LabHost, guests: Guests, say: Callable[[str], None]) -> M
     """A machine that has not been contacted yet."""
 
     def keep(folder: str, lease: Lease) -> Callable[[], None]:
-        return Keeper(lambda: connection.connect(host), folder, lease).stop
+        return Keeper(lambda: connection.connect(hurried(host)), folder, lease).stop
 
     return Machine(
         host,
@@ -33,6 +34,14 @@ def make_machine(host: LabHost, guests: Guests, say: Callable[[str], None]) -> M
         say=say,
         keep=keep,
     )
+
+
+def hurried(host: LabHost) -> LabHost:
+    """The same machine for the keeper of its lease, which must have tried again long before the lease counts as dead,
+    however patient the lab file is."""
+    given = host.deadlines
+    connect_s, answer_s = (min(limit_s, DEAD_S / 4) for limit_s in (given.connect_s, given.answer_s))
+    return dataclasses.replace(host, deadlines=dataclasses.replace(given, connect_s=connect_s, answer_s=answer_s))
 
 
 def make_pool(

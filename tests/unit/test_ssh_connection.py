@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from orchestrator.lab.connection import SshTransport
 from orchestrator.lab.lease import Keeper, make_lease
 from orchestrator.lab.remote import Cut
 from orchestrator.lab.types import Deadlines, LabHost
+from orchestrator.target.labtarget import hurried
 
 ANSWER_S = 0.5
 LATE_S = 5.0  # What a busy machine may need on top of it.
@@ -85,6 +87,15 @@ def test_a_keeper_whose_connection_is_mute_makes_another_one(tmp_path: Path, mon
         keeper._stop.set()
         keeper._thread.join(ANSWER_S + LATE_S)
         assert not keeper._thread.is_alive()
+
+
+def test_a_keeper_is_not_as_patient_as_the_lab_file(tmp_path: Path) -> None:
+    patient = Deadlines(connect_s=3600.0, answer_s=3600.0, copy_s=7200.0)
+    host = LabHost("x", "h", "root", tmp_path / "known_hosts", agent=True, cpus=(2, 3), deadlines=patient)
+    found = hurried(host)
+    assert found.deadlines == Deadlines(connect_s=15.0, answer_s=15.0, copy_s=7200.0)
+    assert dataclasses.replace(found, deadlines=patient) == host
+    assert hurried(found) == found
 
 
 # --- the user's own configuration -------------------------------------------------------------------------------------
