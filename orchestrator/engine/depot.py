@@ -8,7 +8,6 @@ All workers of one user on one machine share it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from orchestrator.store import file_sha256, listing_sha256
 
 FOLDER = "shipped"
 SHA256 = re.compile(r"[0-9a-f]{64}")
+SENDER = re.compile(r"[0-9a-f]{32}")
 NAME_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 MAX_PARTS = 6
 
@@ -50,31 +50,38 @@ class Depot:
     """The files below ``root``. What was checked once is not read again while its size and time stay the same."""
 
     root: Path
-    _checked: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _checked: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
 
     def missing(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Of these SHA-256s those that are not here, or are damaged."""
         return tuple(sha256 for sha256 in dict.fromkeys(wanted) if not self._good(sha256))
 
-    def put(self, sha256: str, offset: int, data: bytes, last: bool) -> None:
-        """The next piece of a file, by one sender from front to back; :class:`ShippingError` if the whole is not it."""
+    def put(self, sha256: str, sender: str, offset: int, data: bytes, last: bool) -> None:
+        """The next piece of a file, from front to back; :class:`ShippingError` if the whole is not it.
+
+        Runs may ship the same file at once, each as a ``sender`` (32 hex digits) of its own. When one has sent it
+        whole, what the others send is no longer needed, which is no failure of theirs.
+        """
         final = self._path(sha256)
-        part = final.with_name(f".{sha256}.{os.getpid()}.part")
+        if not SENDER.fullmatch(sender):
+            raise ShippingError(f"{printable(sender[:100])!r} is no sender")
+        part = final.with_name(f".{sha256}.{sender}.part")
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("r+b" if offset else "wb") as stream:
-                stream.seek(offset)
-                stream.write(data)
-                stream.truncate()
-            if not last:
-                return
-            if file_sha256(part) != sha256:
-                part.unlink()
-                raise ShippingError(f"what was shipped as {sha256} has another content")
-            part.chmod(0o555)  # Some are programs.
-            part.replace(final)
+            if not self._good(sha256):
+                _append(part, offset, data)
+                if not last:
+                    return
+                if file_sha256(part) != sha256:
+                    part.unlink()
+                    raise ShippingError(f"what was shipped as {sha256} has another content")
+                part.chmod(0o555)  # Some are programs.
+                part.replace(final)
+            for other in final.parent.glob(f".{sha256}.*.part"):  # Also of senders that died in the middle.
+                other.unlink(missing_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot keep a shipped file: {error}") from error
+            if not self._good(sha256):  # Else another process has just published it, and removed our part.
+                raise StoreError(f"cannot keep a shipped file: {error}") from error
 
     def file(self, sha256: str) -> Path:
         """The file with this content; :class:`StoreError` if it is not here or is damaged."""
@@ -104,14 +111,20 @@ class Depot:
             state = path.stat()
         except OSError:
             return False
-        stamp = (state.st_size, state.st_mtime_ns)
-        if self._checked.get(sha256) != stamp:
-            if file_sha256(path) != sha256:
-                return False
-            self._checked[sha256] = stamp
-        return True
+        size, time_ns, good = self._checked.get(sha256, (-1, 0, False))
+        if (size, time_ns) != (state.st_size, state.st_mtime_ns):
+            good = file_sha256(path) == sha256
+            self._checked[sha256] = (state.st_size, state.st_mtime_ns, good)
+        return good
 
     def _path(self, sha256: str) -> Path:
         if not SHA256.fullmatch(sha256):
             raise ShippingError(f"{printable(sha256[:100])!r} is no SHA-256")
         return self.root / "files" / sha256
+
+
+def _append(part: Path, offset: int, data: bytes) -> None:
+    with part.open("r+b" if offset else "wb") as stream:
+        stream.seek(offset)
+        stream.write(data)
+        stream.truncate()

@@ -149,9 +149,9 @@ def missing(hashes: tuple[str, ...]) -> tuple[str, ...]:
     return _depot().missing(hashes)
 
 
-def put(sha256: str, offset: int, data: bytes, last: bool) -> None:
+def put(sha256: str, sender: str, offset: int, data: bytes, last: bool) -> None:
     """See :meth:`orchestrator.engine.depot.Depot.put`."""
-    _depot().put(sha256, offset, data, last)
+    _depot().put(sha256, sender, offset, data, last)
 
 
 async def prepare(kit: Kit, need: Need) -> str:

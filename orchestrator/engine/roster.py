@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -189,7 +190,7 @@ class Roster:
 
     def _ship(self, address: str, packing: Packing) -> int:
         """Send the files that a worker's machine lacks, in pieces; returns how many bytes that took."""
-        total = 0
+        total, sender = 0, uuid.uuid4().hex
         for sha256 in self.link.ask_one(address, remote.missing, packing.kit.hashes):
             path = packing.files[sha256]
             size, offset = path.stat().st_size, 0
@@ -197,7 +198,7 @@ class Roster:
                 while True:
                     piece = stream.read(PIECE_BYTES)
                     last = offset + len(piece) >= size
-                    self.link.ask_one(address, remote.put, sha256, offset, piece, last)
+                    self.link.ask_one(address, remote.put, sha256, sender, offset, piece, last)
                     offset += len(piece)
                     if last:
                         break

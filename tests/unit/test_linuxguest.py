@@ -204,7 +204,7 @@ def test_a_worker_gets_it_by_content(tmp_path: Path, linux: LinuxKit, own: bool)
     packing = kit.pack(SPEC, ("icount", None), linux.guests, [built(tmp_path / "vmlinux")], [], linux)
     depot = Depot(tmp_path / "depot")
     for digest in depot.missing(packing.kit.hashes):
-        depot.put(digest, 0, packing.files[digest].read_bytes(), True)
+        depot.put(digest, "5e" * 16, 0, packing.files[digest].read_bytes(), True)
     bench = kit.unpack(packing.kit, depot, None, print)
     assert bench.linux is not None and bench.linux.packed == linux.packed
     assert (bench.linux.kernel is not None) == own

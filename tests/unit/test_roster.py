@@ -66,7 +66,7 @@ class Cluster:
         if function is remote.missing:
             return tuple(sha for sha in args[0] if sha not in self.files)
         if function is remote.put:
-            sha, offset, data, _ = args
+            sha, _, offset, data, _ = args
             self.files[sha] = self.files.get(sha, b"")[:offset] + data
             return None
         if isinstance(self.prepared, Exception):

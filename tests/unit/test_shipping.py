@@ -14,6 +14,7 @@ from distributed.protocol import to_serialize
 from test_engine import experiment, result
 
 from orchestrator import bench
+from orchestrator.engine import depot as depot_module
 from orchestrator.engine import kit, parcel
 from orchestrator.engine.depot import Depot, Item, safe_path
 from orchestrator.engine.kit import pack, unpack
@@ -37,6 +38,9 @@ HOSTILE = (
 )  # fmt: skip
 
 
+SENDER, OTHER = "5e" * 16, "07" * 16
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -49,7 +53,7 @@ def depot(tmp_path: Path) -> Depot:
 def give(depot: Depot, data: bytes, piece: int = 3) -> str:
     """Put it there in pieces."""
     for offset in range(0, len(data), piece):
-        depot.put(sha256(data), offset, data[offset : offset + piece], offset + piece >= len(data))
+        depot.put(sha256(data), SENDER, offset, data[offset : offset + piece], offset + piece >= len(data))
     return sha256(data)
 
 
@@ -66,7 +70,7 @@ def test_a_file_comes_in_pieces_and_is_found_by_its_content(depot: Depot) -> Non
 
 def test_another_content_than_was_said_is_refused_and_gone(depot: Depot) -> None:
     with pytest.raises(ShippingError, match="has another content"):
-        depot.put(sha256(b"good"), 0, b"evil", True)
+        depot.put(sha256(b"good"), SENDER, 0, b"evil", True)
     assert depot.missing([sha256(b"good")]) and not [path for path in depot.root.rglob("*") if path.is_file()]
 
 
@@ -82,7 +86,7 @@ def test_what_was_damaged_later_is_missing(depot: Depot) -> None:
 
 def test_a_sender_that_died_in_the_middle_leaves_no_file_and_the_next_one_starts_over(depot: Depot) -> None:
     wanted = sha256(b"0123456789")
-    depot.put(wanted, 0, b"01234567", False)
+    depot.put(wanted, SENDER, 0, b"01234567", False)
     assert depot.missing([wanted]) == (wanted,)
     give(depot, b"0123456789", 5)
     assert depot.missing([wanted]) == ()
@@ -91,7 +95,45 @@ def test_a_sender_that_died_in_the_middle_leaves_no_file_and_the_next_one_starts
 @pytest.mark.parametrize("name", ["../x", "ab" * 31, "AB" * 32, "", "ab" * 32 + "/x"])
 def test_only_a_hash_names_a_file(depot: Depot, name: str) -> None:
     with pytest.raises(ShippingError, match="is no SHA-256"):
-        depot.put(name, 0, b"x", True)
+        depot.put(name, SENDER, 0, b"x", True)
+
+
+@pytest.mark.parametrize("sender", ["", "../x", "AB" * 16, "ab" * 17, "ab" * 16 + "\n"])
+def test_only_a_senders_number_names_a_part(depot: Depot, sender: str) -> None:
+    with pytest.raises(ShippingError, match="is no sender"):
+        depot.put(sha256(b"x"), sender, 0, b"x", True)
+    assert not depot.root.exists()
+
+
+@pytest.mark.parametrize("order", ["aabbccdd", "abacbdcd", "abcacdbd", "abcdabcd"])
+def test_two_runs_that_ship_one_file_at_once_do_not_hinder_each_other(depot: Depot, order: str) -> None:
+    """``order`` has each piece twice, in the order in which they come; each sender sends its own from a to d."""
+    data = bytes(range(250)) * 4
+    pieces = {name: (at * 300, data[at * 300 : (at + 1) * 300], name == "d") for at, name in enumerate("abcd")}
+    for place, name in enumerate(order):
+        sender = "12"[order[:place].count(name)] * 32
+        offset, piece, last = pieces[name]
+        depot.put(sha256(data), sender, offset, piece, last)
+    assert depot.file(sha256(data)).read_bytes() == data
+    assert [path.name for path in (depot.root / "files").iterdir()] == [sha256(data)], "no part is left behind"
+
+
+def test_a_part_that_another_process_has_made_needless_is_no_failure(
+    depot: Depot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the file and the write: workers of one machine share their cache."""
+
+    def late(part: Path, offset: int, data: bytes) -> None:
+        monkeypatch.undo()
+        give(Depot(depot.root), b"0123456789", 5)
+        append(part, offset, data)
+
+    append = depot_module._append
+    depot.put(sha256(b"0123456789"), OTHER, 0, b"01234", False)
+    monkeypatch.setattr(depot_module, "_append", late)
+    depot.put(sha256(b"0123456789"), OTHER, 5, b"56789", True)
+    assert depot.file(sha256(b"0123456789")).read_bytes() == b"0123456789"
+    assert not list(depot.root.rglob("*.part"))
 
 
 def test_a_tree_has_files_side_by_side_under_their_names(depot: Depot) -> None:
