@@ -335,7 +335,7 @@ def make_runner(
     if cluster is None or setting.accel == "local":  # settle() refuses the two together.
         return LocalRunner(make_bench(setting, guests, kernels, tests, linux, reporter), store)
     kinds = (setting.accel, setting.test_accel)
-    packing = kit.pack(setting.experiment.target, kinds, guests, kernels, tests, linux)
+    packing = kit.pack(setting.experiment.target, kinds, guests, kernels, tests, linux, setting.hosts)
     return cluster.runner(packing, setting.hosts, store)
 
 

@@ -24,6 +24,7 @@ from orchestrator.target.target import Target
 from orchestrator.vmm import Packed
 
 NOWHERE = Path()
+INITRD = "initrd"
 VMLINUX, BZIMAGE = "vmlinux", "bzImage"  # the second beside the first: file_to_boot() in lab/boot.py
 
 Say = Callable[[str], None]
@@ -52,7 +53,8 @@ class Kit:
 
     Paths in ``kernels`` and ``tests`` are None or empty; their files, and the guest programs, are known by SHA-256.
     ``kind`` is of the measuring trials' target; ``test_accel`` that of the selftests' machine, None without selftests.
-    ``images`` are, by arm, the compressed kernels that some boot loaders of a lab want beside vmlinux.
+    ``images`` are, by arm, the compressed kernels that some boot loaders of a lab want beside vmlinux; ``initrds``, by
+    the lab's machine, what it wants of an initramfs.
     """
 
     spec: TargetSpec
@@ -63,6 +65,7 @@ class Kit:
     kernels: tuple[BuiltKernel, ...]
     tests: tuple[BuiltSelftests, ...]
     images: tuple[tuple[str, Item], ...] = ()
+    initrds: tuple[tuple[str, Item], ...] = ()
     linux: BareLinux | None = None
 
     @property
@@ -70,7 +73,7 @@ class Kit:
         """Of every file that a worker must have."""
         kernels = (kernel.vmlinux_sha256 for kernel in self.kernels if kernel.build == "ok")
         programs = (item.sha256 for tests in self.tests for item in _programs(tests))
-        images = (item.sha256 for _, item in self.images)
+        images = (item.sha256 for _, item in (*self.images, *self.initrds))
         linux = () if self.linux is None else self.linux.hashes
         return tuple(dict.fromkeys([*(item.sha256 for item in self.guests), *kernels, *programs, *images, *linux]))
 
@@ -104,19 +107,15 @@ def pack(
     kernels: Sequence[BuiltKernel],
     tests: Sequence[BuiltSelftests],
     linux: LinuxKit | None = None,
+    hosts: Sequence[LabHost] = (),
 ) -> Packing:
-    """The kit of a bench; ``kinds`` are those of the measuring trials' target and of the selftests'."""
+    """The kit of a bench; ``kinds`` are those of the measuring trials' target and of the selftests', ``hosts`` the
+    machines of the lab."""
     programs = sorted(path for path in guests.init.parent.iterdir() if path.is_file())
     items = tuple(Item(path.name, file_sha256(path)) for path in programs)
     files = {item.sha256: path for item, path in zip(items, programs, strict=True)}
-    images: list[tuple[str, Item]] = []
-    for kernel in kernels:
-        if kernel.vmlinux is not None:
-            files[kernel.vmlinux_sha256] = kernel.vmlinux
-            image = kernel.vmlinux.with_name(BZIMAGE)
-            if kinds[0] == "ssh" and image.exists():
-                images.append((kernel.arm, Item(BZIMAGE, file_sha256(image))))
-                files[images[-1][1].sha256] = image
+    files |= {kernel.vmlinux_sha256: kernel.vmlinux for kernel in kernels if kernel.vmlinux is not None}
+    images, initrds = _for_a_lab(kernels, hosts, files) if kinds[0] == "ssh" else ((), ())
     for built in tests:
         if built.folder is not None:
             files |= {item.sha256: built.folder / item.name for item in _programs(built)}
@@ -132,8 +131,24 @@ def pack(
     )
     bare_tests = tuple(dataclasses.replace(built, folder=None, log=NOWHERE) for built in tests)
     bare = dataclasses.replace(spec, lab=None)  # A path of this machine's; workers have lab files of their own.
-    whole = Kit(bare, *kinds, guests.content_id, items, bare_kernels, bare_tests, tuple(images), bare_linux)
+    whole = Kit(bare, *kinds, guests.content_id, items, bare_kernels, bare_tests, images, initrds, bare_linux)
     return Packing(whole, files)
+
+
+Named = tuple[tuple[str, Item], ...]
+
+
+def _for_a_lab(kernels: Sequence[BuiltKernel], hosts: Sequence[LabHost], files: dict[str, Path]) -> tuple[Named, Named]:
+    """A kit's ``images`` and ``initrds``; where they lie is added to ``files``."""
+    beside = {kernel.arm: kernel.vmlinux.with_name(BZIMAGE) for kernel in kernels if kernel.vmlinux is not None}
+    images = {arm: path for arm, path in beside.items() if path.exists()}
+    initrds = {host.name: host.initrd for host in hosts if host.initrd is not None}
+    found = {path: file_sha256(path) for path in (*images.values(), *initrds.values())}
+    files |= {sha256: path for path, sha256 in found.items()}
+    return (
+        tuple((arm, Item(BZIMAGE, found[path])) for arm, path in images.items()),
+        tuple((name, Item(INITRD, found[path])) for name, path in initrds.items()),
+    )
 
 
 def unpack(kit: Kit, depot: Depot, host: LabHost | None, say: Say) -> Bench:
@@ -155,11 +170,18 @@ def unpack(kit: Kit, depot: Depot, host: LabHost | None, say: Say) -> Bench:
     )
     target: Target
     if kit.kind == "ssh":
-        target = labtarget.make_pool(() if host is None else (host,), guests, kernels, say)
+        hosts = () if host is None else (_with_initrd(host, kit, depot),)
+        target = labtarget.make_pool(hosts, guests, kernels, say)
     else:
         target = _machine(kit.kind, kit.spec.machine, guests)
     test_target = None if kit.test_accel is None else _machine(kit.test_accel, kit.spec.machine, guests)
     return Bench(kit.spec, kernels, tests, target, test_target, _linux(kit, depot, guests))
+
+
+def _with_initrd(host: LabHost, kit: Kit, depot: Depot) -> LabHost:
+    """With the client's, wherever this machine's lab file has one: it may have been changed since it was compared."""
+    item = dict(kit.initrds).get(host.name)
+    return dataclasses.replace(host, initrd=None if item is None else depot.file(item.sha256))
 
 
 def _linux(kit: Kit, depot: Depot, guests: Guests) -> LinuxKit | None:

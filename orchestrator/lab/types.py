@@ -7,14 +7,17 @@ changed on it. ``Field(description=…)`` is the one documentation of each key, 
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from orchestrator.errors import UserError
 from orchestrator.experiment.strict import STRICT
 from orchestrator.experiment.types import NAME, NAME_WORDS
+from orchestrator.store import file_sha256
 
 Boot = Literal["kexec", "grub", "none"]
 Knob = Literal["governor", "turbo", "smt", "thp", "ksm", "numa_balancing", "swap"]
@@ -129,11 +132,15 @@ class LabHost:
 
     @property
     def identity(self) -> str:
-        """What of this description decides what is measured: changing the rest does not make another run."""
+        """What of this description decides what is measured: changing the rest does not make another run.
+
+        An initramfs by its content: the same file may lie elsewhere on a worker. Raises :class:`UserError` if it
+        cannot be read.
+        """
         parts = [f"{self.name} ({self.address} port {self.port}), boot {self.boot}"]
         parts += [f"cpus {', '.join(map(str, self.cpus))}"] if self.cpus else []
         parts += [f"append {' '.join(self.append)}"] if self.append else []
-        parts += [f"initrd {self.initrd}"] if self.initrd is not None else []
+        parts += [f"initrd {_content_of(self.initrd)}"] if self.initrd is not None else []
         parts += [f"sets {', '.join(self.may_change)}"] if self.may_change else []
         return "; ".join(parts)
 
@@ -147,3 +154,9 @@ class Lab:
         tuple[Path, ...], Field(description="kernel config fragments: drivers for the hosts' disks and networks")
     ]
     hosts: tuple[LabHost, ...]
+
+
+def _content_of(path: Path) -> str:
+    if not (found := file_sha256(path)):
+        raise UserError(f"the initrd {path} of the lab file cannot be read", hint=f"ls -l {shlex.quote(str(path))}")
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import lab
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, UserError
 from orchestrator.experiment.types import NAME_WORDS
 from orchestrator.lab.reader import parse
 from orchestrator.lab.types import Deadlines, Lab, LabHost
@@ -140,3 +140,19 @@ def test_what_is_measured_does_not_depend_on_how_the_machine_is_rescued(tmp_path
     (rescued,) = read(host("agent: true, power: [x], deadlines: {boot_s: 1}", tmp_path), tmp_path).hosts
     (tuned,) = read(host("agent: true, may_change: [thp]", tmp_path), tmp_path).hosts
     assert plain.identity == rescued.identity != tuned.identity
+
+
+def test_an_initramfs_is_what_it_holds_and_not_where_it_lies(tmp_path: Path) -> None:
+    def identity(path: str, content: str) -> str:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(content)
+        (found,) = read(host(f"agent: true, initrd: {path}", tmp_path), tmp_path).hosts
+        return found.identity
+
+    one = identity("my.cpio", "one")
+    assert one == identity("elsewhere/other.cpio", "one") != identity("my.cpio", "two")
+    assert str(tmp_path) not in one
+    (gone,) = read(host("agent: true, initrd: my.cpio", tmp_path), tmp_path).hosts
+    (tmp_path / "my.cpio").unlink()
+    with pytest.raises(UserError, match=r"the initrd .*my\.cpio of the lab file cannot be read"):
+        assert gone.identity

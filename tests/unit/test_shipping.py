@@ -18,6 +18,7 @@ from orchestrator.engine import depot as depot_module
 from orchestrator.engine import kit, parcel
 from orchestrator.engine.depot import Depot, Item, safe_path
 from orchestrator.engine.kit import pack, unpack
+from orchestrator.engine.need import host_id
 from orchestrator.engine.parcel import Packed, Parcel
 from orchestrator.engine.remote import Done
 from orchestrator.errors import ShippingError
@@ -30,6 +31,7 @@ from orchestrator.plan import Trial, make_plan
 from orchestrator.results import TrialResult
 from orchestrator.store import Store, to_json
 from orchestrator.target.pool import LabPool
+from orchestrator.target.ssh import SshTarget
 from orchestrator.target.target import COMMAND, COMMAND_NOTE
 
 HOSTILE = (
@@ -213,6 +215,30 @@ def test_a_labs_machine_gets_the_image_beside_the_kernel(depot: Depot, tmp_path:
     assert vmlinux is not None and vmlinux.with_name("bzImage").read_bytes() == b"compressed"
     assert isinstance(there.target, LabPool) and set(there.target.members) == {"a"}
     assert packing.kernels == {vmlinux.parent.name: tmp_path / "client/vmlinux"}
+
+
+def test_a_labs_machine_boots_the_clients_initramfs(depot: Depot, tmp_path: Path) -> None:
+    guests, kernels, _ = built(tmp_path / "client")
+    for folder in ("client", "worker"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "my.cpio").write_bytes(b"an initramfs")
+    plain = LabHost(name="a", address="10.0.0.1", user="root", known_hosts=Path("/k"), agent=True)
+    here, there = (replace(plain, initrd=tmp_path / folder / "my.cpio") for folder in ("client", "worker"))
+    assert host_id(here) == host_id(there) != host_id(plain)
+    packing = pack(TargetSpec("ssh"), ("ssh", None), guests, kernels, (), hosts=(here, replace(plain, name="b")))
+    assert sha256(b"an initramfs") in packing.kit.hashes
+    assert str(tmp_path).encode() not in pickle.dumps(packing.kit), "a path of the client's"
+    for path in packing.files.values():
+        give(depot, path.read_bytes())
+    (tmp_path / "worker/my.cpio").write_bytes(b"changed since it was looked at")
+    assert host_id(here) != host_id(there)
+    for host, content in ((there, b"an initramfs"), (replace(plain, name="b"), None)):
+        pool = unpack(packing.kit, depot, host, print).target
+        assert isinstance(pool, LabPool)
+        (target,) = pool.members.values()
+        assert isinstance(target, SshTarget)
+        initrd = target.machine.host.initrd
+        assert (initrd and initrd.read_bytes()) == content
 
 
 def test_a_kit_without_its_files_is_refused(depot: Depot, tmp_path: Path) -> None:

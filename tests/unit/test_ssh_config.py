@@ -16,7 +16,7 @@ from orchestrator.manifest import make_manifest
 CONFIGS = Path(__file__).parents[2] / "configs"
 LAB = (
     "fragments: [/dev/null]\ndefaults: {user: root, agent: true, known_hosts: lab.yaml}\nhosts:\n"
-    "  one: {address: h1, cpus: [2, 3]}\n  two: {address: h2}\n  none: {address: h3, boot: none}\n"
+    "  one: {address: h1, cpus: [2, 3]}\n  two: {address: h2, initrd: initrd}\n  none: {address: h3, boot: none}\n"
 )
 
 
@@ -27,6 +27,8 @@ NO_KERNEL = "description: the running kernel"
 def read(folder: Path, target: str, kernel: str = KERNEL, arms: str = "{base: []}", more: str = "") -> Experiment:
     """An experiment of two cells; the target is on line 4."""
     (folder / "lab.yaml").write_text(LAB)
+    if not (folder / "initrd").exists():
+        (folder / "initrd").write_text("an initramfs")
     text = (
         f"name: x\n{kernel}\narms: {arms}\ntarget: {target}\n{more}\ncells:\n  quiet: {{storm: none}}\n"
         "  other: {storm: {op: munmap, placement: outside, size_kib: 64, cpu: other}}\n"
@@ -109,6 +111,8 @@ def test_the_labs_fragments_and_machines_decide_whether_a_run_goes_on(tmp_path: 
 
     first = fingerprint()
     assert first == fingerprint() != fingerprint("one, two")
+    (tmp_path / "initrd").write_text("another")
+    assert first != fingerprint(), "another initramfs under the same name"
 
 
 def test_without_a_lab_there_are_no_machines_and_no_fragments(tmp_path: Path) -> None:
