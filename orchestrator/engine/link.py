@@ -113,7 +113,10 @@ class Link:
     def residents(self) -> dict[str, Resident]:
         """All workers by address. Raises :class:`LinkError`."""
         with _network():
-            workers = self._open_client.scheduler_info()["workers"]
+            client = self._open_client
+            # Not client.scheduler_info(): between its question and its answer a timer of the client's own may write
+            # what it asks every two seconds, which is without workers (Client._update_scheduler_info()).
+            workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
         return {
             address: Resident(
                 address, printable(str(info["name"]))[:100], int(info["nthreads"]), tuple(info["resources"].items())
@@ -183,7 +186,7 @@ class Link:
 
     @property
     def _open_client(self) -> distributed.Client:
-        if self._client is None:
+        if self._client is None or self._client.scheduler is None:
             raise ConnectionError("not connected")
         return self._client
 

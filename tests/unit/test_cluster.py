@@ -250,6 +250,24 @@ def test_a_disk_that_fails_ends_the_run(
     assert f"going on with {folder} (1 of 8 trials are done)" in said and len(results_of(folder)) == 8
 
 
+def test_no_worker_is_missed_because_dasks_client_asks_at_the_same_time(engine: str) -> None:
+    """Its timer asks for no workers, and writes the answer where that of any other question is."""
+    found = link.Link(engine, lambda text: None)
+    found.connect(10)
+    try:
+        client = found._open_client
+        ask = client._update_scheduler_info
+
+        async def ask_twice(n_workers: int = 0) -> None:
+            await ask(n_workers)
+            await ask()
+
+        client._update_scheduler_info = ask_twice
+        assert len(found.residents()) == 2
+    finally:
+        found.close()
+
+
 # --- a run that was interrupted ---------------------------------------------------------------------------------------
 
 
