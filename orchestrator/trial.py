@@ -18,6 +18,7 @@ from orchestrator.experiment import (
     STALE_CASES,
     Cell,
     LinuxGuest,
+    PlannedCell,
     SelftestCell,
     StaleCell,
     Storm,
@@ -60,6 +61,17 @@ class _Status:
     stderr: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Finding:
+    """What came of a trial, in the words of :class:`~orchestrator.results.TrialResult`; ``lines`` are its trace."""
+
+    outcome: Outcome
+    reason: str
+    lines: tuple[str, ...]
+    rerun: str
+    recording_sha256: str = ""
+
+
 def run_trial(
     trial: Trial,
     spec: TargetSpec,
@@ -76,30 +88,10 @@ def run_trial(
     ``tests`` are the arm's selftests, for a trial that runs them, and ``linux`` what Linux guests need.
     Raises :class:`~orchestrator.errors.TargetError` if the target cannot start.
     """
-    job = make_job(trial, spec, vmlinux, only)
-    if isinstance(trial.cell, SelftestCell) and tests is not None:
-        job = dataclasses.replace(job, files=selftests.guest_files(trial.cell.selftests, tests, folder))
-    plain = trial.cell.cell if isinstance(trial.cell, TracedCell) else trial.cell
-    if isinstance(plain, Cell) and isinstance(plain.guest, LinuxGuest) and linux is not None:
-        job = dataclasses.replace(job, files=linuxguest.guest_files(plain, linux, vmlinux, folder))
+    job = _with_files(make_job(trial, spec, vmlinux, only), trial.cell, folder, tests, linux)
     evidence = target.run(job, folder)
-    outcome, reason, lines = classify(evidence, folder)
-    digest = ""
-    if outcome is Outcome.OK:
-        try:
-            if isinstance(trial.cell, StaleCell):
-                outcome, reason, lines, rerun = _judge(stale.read(folder / RECORDING), rerun)
-            elif isinstance(trial.cell, SelftestCell):
-                check_complete(ktap.read(folder / RECORDING))
-            else:
-                recording.read(folder / RECORDING)
-            if isinstance(trial.cell, TracedCell):
-                hosttrace.read(folder / TRACE)
-                hosttrace.pack(folder / TRACE, folder / hosttrace.PACKED)
-            digest = store.file_sha256(folder / RECORDING)
-        except RecordingError as error:
-            outcome, reason = Outcome.FAILED, f"the program said it was done, but {error.what}"
-    if outcome is Outcome.OK:
+    found = _judge(trial.cell, evidence, folder, rerun)
+    if found.outcome is Outcome.OK:
         (folder / INITRAMFS).unlink(missing_ok=True)
     return TrialResult(
         id=trial.id,
@@ -108,17 +100,49 @@ def run_trial(
         boot=trial.boot,
         block=trial.block,
         seed=trial.seed,
-        outcome=outcome,
-        reason=reason,
-        trace=lines,
-        warnings=find_warnings(_console(folder)) if outcome in (Outcome.OK, Outcome.STALE) else (),
+        outcome=found.outcome,
+        reason=found.reason,
+        trace=found.lines,
+        warnings=find_warnings(_console(folder)) if found.outcome in (Outcome.OK, Outcome.STALE) else (),
         boot_seconds=round(evidence.boot_seconds, 3),
         wall_seconds=round(evidence.wall_seconds, 3),
-        recording_sha256=digest,
-        rerun=rerun,
+        recording_sha256=found.recording_sha256,
+        rerun=found.rerun,
         machine=evidence.machine,
         machine_lost=evidence.machine_lost,
     )
+
+
+def _with_files(job: Job, cell: PlannedCell, folder: Path, tests: BuiltSelftests | None, linux: LinuxKit | None) -> Job:
+    """The job with what its program wants beside it."""
+    if isinstance(cell, SelftestCell) and tests is not None:
+        return dataclasses.replace(job, files=selftests.guest_files(cell.selftests, tests, folder))
+    plain = cell.cell if isinstance(cell, TracedCell) else cell
+    if isinstance(plain, Cell) and isinstance(plain.guest, LinuxGuest) and linux is not None:
+        return dataclasses.replace(job, files=linuxguest.guest_files(plain, linux, job.vmlinux, folder))
+    return job
+
+
+def _judge(cell: PlannedCell, evidence: Evidence, folder: Path, rerun: str) -> _Finding:
+    """What came of a trial, by what the target saw and what the program left."""
+    outcome, reason, lines = classify(evidence, folder)
+    finding = _Finding(outcome, reason, lines, rerun)
+    if outcome is not Outcome.OK:
+        return finding
+    try:
+        if isinstance(cell, StaleCell):
+            finding = _judge_stale(stale.read(folder / RECORDING), finding)
+        elif isinstance(cell, SelftestCell):
+            check_complete(ktap.read(folder / RECORDING))
+        else:
+            recording.read(folder / RECORDING)
+        if isinstance(cell, TracedCell):
+            hosttrace.read(folder / TRACE)
+            hosttrace.pack(folder / TRACE, folder / hosttrace.PACKED)
+        return dataclasses.replace(finding, recording_sha256=store.file_sha256(folder / RECORDING))
+    except RecordingError as error:
+        reason = f"the program said it was done, but {error.what}"
+        return dataclasses.replace(finding, outcome=Outcome.FAILED, reason=reason)
 
 
 def check_complete(report: ktap.Report) -> None:
@@ -127,16 +151,16 @@ def check_complete(report: ktap.Report) -> None:
         raise RecordingError(f"its report ends after {len(report.tests)} of {report.planned} tests")
 
 
-def _judge(found: stale.StaleRecording, rerun: str) -> tuple[Outcome, str, tuple[str, ...], str]:
-    """Outcome, reason, a line for each case that was stale, and the command for just the first stale round."""
+def _judge_stale(found: stale.StaleRecording, finding: _Finding) -> _Finding:
+    """With a line for each case that was stale, and the command for just the first stale round."""
     bad = [item for item in found.rounds if item.stale]
     if not bad:
-        return Outcome.OK, "", (), rerun
+        return finding
     firsts = {(item.case, item.op): item for item in reversed(bad)}
     lines = tuple(_describe(item, bad) for item in reversed(firsts.values()))
-    again = f"{rerun} --case {bad[0].case} --op {bad[0].op} --round {bad[0].round}"
+    again = f"{finding.rerun} --case {bad[0].case} --op {bad[0].op} --round {bad[0].round}"
     reason = f"the guest still read pages that had been taken away: {lines[0]}"
-    return Outcome.STALE, reason, lines[:TRACE_LINES], again
+    return _Finding(Outcome.STALE, reason, lines[:TRACE_LINES], again)
 
 
 def _describe(item: stale.Round, bad: Sequence[stale.Round]) -> str:

@@ -103,18 +103,12 @@ def execute(
     results: queue.SimpleQueue[TrialResult] = queue.SimpleQueue()
     stop = threading.Event()
     pool = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="trial")
-    running: set[Future[Unit | None]] = set()
+
+    def begin(unit: Unit) -> Future[Unit | None]:
+        return pool.submit(_run_unit, unit, run_one, results.put, stop, hold)
+
     try:
-        while True:
-            while len(running) < jobs and waiting:
-                running.add(pool.submit(_run_unit, waiting.popleft(), run_one, results.put, stop, hold))
-            if not running:
-                break
-            ended, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
-            _hand_over(results, on_result)
-            for future in ended:
-                if (again := future.result()) is not None:
-                    waiting.appendleft(again)
+        _run_all(waiting, jobs, begin, lambda: _hand_over(results, on_result))
     except Exception:
         stop.set()
         pool.shutdown()
@@ -125,6 +119,23 @@ def execute(
         pool.shutdown(wait=False)
         raise
     pool.shutdown()
+
+
+def _run_all(
+    waiting: deque[Unit], jobs: int, begin: Callable[[Unit], Future[Unit | None]], hand_over: Callable[[], None]
+) -> None:
+    """Begin ``jobs`` units at a time until none is left; what must run on another machine comes next."""
+    running: set[Future[Unit | None]] = set()
+    while True:
+        while len(running) < jobs and waiting:
+            running.add(begin(waiting.popleft()))
+        if not running:
+            return
+        ended, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+        hand_over()
+        for future in ended:
+            if (again := future.result()) is not None:
+                waiting.appendleft(again)
 
 
 def _hand_over(results: queue.SimpleQueue[TrialResult], on_result: OnResult) -> None:
