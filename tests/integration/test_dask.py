@@ -5,18 +5,14 @@ Costs four boots of the default kernels and the one that is killed: about half a
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from daskmachines import Machines, scheduler
 from orchcli import ORCH, ROOT, Run, derive
-from ports import free_port
 from realkernel import PLANTED
 
 from orchestrator.engine import facts
@@ -25,47 +21,15 @@ from orchestrator.store import Store
 
 pytestmark = [pytest.mark.kernel, pytest.mark.qemu, pytest.mark.network]
 
-DASK = Path(sys.executable).with_name("dask")
 DEADLINE_S = 900.0
-
-
-@dataclass
-class Machines:
-    """A scheduler and workers; each worker has a cache of its own, as on a machine of its own."""
-
-    folder: Path
-    port: int
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    @property
-    def engine(self) -> str:
-        return f"dask://127.0.0.1:{self.port}"
-
-    def start(self, name: str, *argv: object) -> None:
-        environment = os.environ | {"ORCH_CACHE": str(self.folder / name)}
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.running[name] = subprocess.Popen(
-                [str(word) for word in argv], cwd=ROOT, env=environment, stdout=log, stderr=log
-            )
-
-    def kill(self, name: str) -> None:
-        self.running[name].send_signal(signal.SIGKILL)
-        self.running[name].wait()
-
-    def logs(self) -> str:
-        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
 
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Machines]:
-    (tmp_path / "machines").mkdir()
-    found = Machines(tmp_path / "machines", free_port())
-    found.start("scheduler", DASK, "scheduler", "--host", "127.0.0.1", "--port", found.port, "--no-dashboard")
-    for name in ("one", "two", "three"):
-        found.start(name, ORCH, "worker", found.engine, "--name", name, "--offer", "icount=1")
-    yield found
-    for name in found.running:
-        found.kill(name)
+    with scheduler(tmp_path / "machines") as found:
+        for name in ("one", "two", "three"):
+            found.worker(name, "--offer", "icount=1")
+        yield found
 
 
 def test_three_workers_leave_the_same_recordings_as_this_machine_though_one_is_killed(
