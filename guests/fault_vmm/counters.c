@@ -3,8 +3,8 @@
  * KVM's statistics of this VM, and each vCPU's TSC offset.
  *
  * Since Linux 5.14 both come over file descriptors (KVM_GET_STATS_FD; KVM_VCPU_TSC_OFFSET since 5.16); before that
- * only debugfs has them, in /sys/kernel/debug/kvm/PID-FD/ (kvm_create_vm_debugfs() in virt/kvm/kvm_main.c, 5.10),
- * where each file is the sum over the VM's vCPUs.
+ * only debugfs has them, in /sys/kernel/debug/kvm/TID-FD/, named by the thread that made the VM
+ * (kvm_create_vm_debugfs() in virt/kvm/kvm_main.c, 5.10), where each file is the sum over the VM's vCPUs.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -85,7 +85,7 @@ static bool read_binary(const struct vm *vm, struct rec_counter *counters, uint3
 
 static void debugfs_path(const struct vm *vm, char *path, size_t bytes)
 {
-	snprintf(path, bytes, "/sys/kernel/debug/kvm/%d-%d", getpid(), vm->vm_fd);
+	snprintf(path, bytes, "/sys/kernel/debug/kvm/%d-%d", vm->creator ? vm->creator : getpid(), vm->vm_fd);
 }
 
 static bool read_number(int dir, const char *name, long long *value)
@@ -114,8 +114,12 @@ static void read_debugfs(const struct vm *vm, struct rec_counter *counters, uint
 	debugfs_path(vm, path, sizeof(path));
 	/* Sorted, so that two runs write the same bytes. */
 	found = scandir(path, &names, NULL, alphasort);
-	if (found < 0)
+	if (found < 0) {
+		if (!after)
+			fprintf(stderr, "no statistics of KVM's: neither KVM_GET_STATS_FD nor %s: %s\n", path,
+				strerror(errno));
 		return;
+	}
 	for (i = 0; i < found; i++) {
 		int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		long long value;
@@ -138,27 +142,25 @@ uint32_t counters_read(const struct vm *vm, struct rec_counter *counters, bool a
 	return count;
 }
 
-bool tsc_offset_read(const struct vm *vm, const struct vcpu *vcpu, int64_t *offset)
+int64_t tsc_offset_read(const struct vm *vm, const struct vcpu *vcpu, unsigned long id)
 {
+	int64_t offset = 0;
 	struct kvm_device_attr attr = {
 		.group = KVM_VCPU_TSC_CTRL,
 		.attr = KVM_VCPU_TSC_OFFSET,
-		.addr = (uint64_t)offset,
+		.addr = (uint64_t)&offset,
 	};
-	char path[PATH_MAX], name[32];
+	char path[PATH_MAX], name[64];
 	long long value;
-	bool ok;
 	int dir;
 
 	if (!ioctl(vcpu->fd, KVM_GET_DEVICE_ATTR, &attr))
-		return true;
+		return offset;
 	debugfs_path(vm, path, sizeof(path));
+	snprintf(name, sizeof(name), "vcpu%lu/tsc-offset", id);
 	dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (dir < 0)
-		return false;
-	snprintf(name, sizeof(name), "vcpu%u/tsc-offset", vcpu->index);
-	ok = read_number(dir, name, &value);
+	die_if(dir < 0 || !read_number(dir, name, &value),
+	       "no TSC offset of vCPU %lu: this kernel has neither KVM_VCPU_TSC_OFFSET nor %s/%s", id, path, name);
 	close(dir);
-	*offset = value;
-	return ok;
+	return value;
 }

@@ -69,6 +69,7 @@ struct vm {
 	const struct params *params;
 	int kvm_fd;
 	int vm_fd;
+	int creator;		/* the thread that made the VM, 0 for the process's first: debugfs names the VM by it */
 	uint8_t *sys;
 	uint64_t sys_bytes;
 	uint8_t *mem;
@@ -95,9 +96,10 @@ void trap_prepare(struct vm *vm);
 void trap_set_tables(const struct vm *vm, struct kvm_sregs *sregs);
 _Noreturn void die_of_unexpected_exit(const struct vm *vm, const struct vcpu *vcpu);
 
-/* counters.c: KVM's statistics of this VM. Returns how many there are, 0 where the kernel offers none. */
+/* counters.c: KVM's statistics of this VM. Returns how many there are, 0 (and says so) where the kernel offers none. */
 uint32_t counters_read(const struct vm *vm, struct rec_counter *counters, bool after);
-bool tsc_offset_read(const struct vm *vm, const struct vcpu *vcpu, int64_t *offset);
+/* @id is the vCPU's name at KVM, which need not be its index. Ends the program if this kernel does not tell. */
+int64_t tsc_offset_read(const struct vm *vm, const struct vcpu *vcpu, unsigned long id);
 
 /* rounds.c: the measurement itself. */
 void rounds_run(struct vm *vm, struct storm *storm, uint64_t *start_tsc, uint64_t *end_tsc,

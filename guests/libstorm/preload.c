@@ -34,6 +34,8 @@ struct slot {
 
 struct vm guest_vm;
 
+static uint32_t nr_vcpus;
+static unsigned long ids[MAX_VCPUS];	/* of the vCPUs, as KVM has them; an x86 VMM may number by APIC id, with gaps */
 static int stats_fds[MAX_VCPUS];	/* of the vCPUs; not above 0: this kernel has none */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct slot slots[MAX_SLOTS];
@@ -124,18 +126,23 @@ static void learn_vm(int fd)
 		return;
 	memset(&guest_vm, 0, sizeof(guest_vm));
 	guest_vm.vm_fd = fd;
+	guest_vm.creator = gettid();
 	nr_slots = 0;
+	nr_vcpus = 0;
 	/* What the VMM starts from here on is no VMM. */
 	unsetenv("LD_PRELOAD");
 	unsetenv(SETTINGS_ENV);
 }
 
-static void learn_vcpu(unsigned long index, int fd)
+/* Counted in the order of their making, which is that of the guest's CPUs. */
+static void learn_vcpu(unsigned long id, int fd)
 {
 	errno = 0;
-	die_if(index >= MAX_VCPUS, "vCPU %lu: there may be %d", index, MAX_VCPUS);
-	guest_vm.vcpus[index].index = index;
-	guest_vm.vcpus[index].fd = fd;
+	die_if(nr_vcpus == MAX_VCPUS, "the VMM makes more than %d vCPUs", MAX_VCPUS);
+	ids[nr_vcpus] = id;
+	guest_vm.vcpus[nr_vcpus].index = nr_vcpus;
+	guest_vm.vcpus[nr_vcpus].fd = fd;
+	nr_vcpus++;
 }
 
 static void learn(int fd, unsigned long request, void *arg, int ret)
@@ -200,9 +207,7 @@ static bool after_run(struct mailbox *box, int ret)
 
 	if (!offset_known) {
 		offset_known = true;
-		die_if(!tsc_offset_read(&guest_vm, self, &self->tsc_offset),
-		       "no TSC offset of vCPU %u: this kernel has neither KVM_VCPU_TSC_OFFSET nor a readable debugfs",
-		       self->index);
+		self->tsc_offset = tsc_offset_read(&guest_vm, self, ids[self->index]);
 	}
 	if (atomic_exchange(&seen, answered) != answered || atomic_load(&box->failed))
 		sem_post(&changed);
