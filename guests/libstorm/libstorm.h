@@ -22,7 +22,7 @@ bool guest_known(void);			/* whether a memslot has been made through ioctl() */
 uint8_t *guest_hva(uint64_t gpa, uint64_t bytes);	/* NULL: not all of it lies in one memslot */
 void guest_no_huge_pages(void);		/* from now on none for guest memory; those that are there stay */
 uint32_t guest_running(void);		/* how many vCPUs have entered the guest */
-void guest_watch(struct mailbox *box, bool holes);	/* @holes: the storm takes memory away that the guest touches */
+void guest_watch(struct mailbox *box);
 void guest_wait(void);			/* until a vCPU left the guest and the mailbox had changed */
 
 /* attach.c: wait for the guest's line on its console, and find its mailbox. */

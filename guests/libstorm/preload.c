@@ -8,7 +8,6 @@
 #define _GNU_SOURCE
 #include <linux/kvm.h>
 #include <pthread.h>
-#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -42,7 +41,6 @@ static struct slot slots[MAX_SLOTS];
 static uint32_t nr_slots;
 static _Atomic uint32_t nr_running;
 static struct mailbox *_Atomic watched;
-static bool expect_holes;
 static sem_t changed;
 /* Of the thread that runs a vCPU. The library is there from the program's start, so this is one fixed place. */
 static __thread struct vcpu *self __attribute__((tls_model("initial-exec")));
@@ -84,10 +82,9 @@ void guest_no_huge_pages(void)
 	errno = 0;
 }
 
-void guest_watch(struct mailbox *box, bool holes)
+void guest_watch(struct mailbox *box)
 {
 	sem_init(&changed, 0, 0);
-	expect_holes = holes;
 	atomic_store(&watched, box);
 }
 
@@ -195,11 +192,8 @@ static void first_run(int fd)
 	atomic_fetch_add(&nr_running, 1);
 }
 
-/*
- * A vCPU has left the guest: does the mailbox say something new? True if it should enter again at once.
- * EFAULT: the guest touched a hole, since the storm is between its munmap and its mmap. The VMM would give up.
- */
-static bool after_run(struct mailbox *box, int ret)
+/* A vCPU has left the guest: does the mailbox say something new? */
+static void after_run(struct mailbox *box)
 {
 	static _Atomic uint32_t seen;
 	int error = errno;
@@ -212,11 +206,6 @@ static bool after_run(struct mailbox *box, int ret)
 	if (atomic_exchange(&seen, answered) != answered || atomic_load(&box->failed))
 		sem_post(&changed);
 	errno = error;
-	if (ret < 0 && error == EFAULT && expect_holes) {
-		sched_yield();
-		return true;
-	}
-	return false;
 }
 
 static int run_vcpu(int fd, void *arg)
@@ -226,10 +215,10 @@ static int run_vcpu(int fd, void *arg)
 
 	if (__builtin_expect(!self, 0))
 		first_run(fd);
-	do {
-		ret = syscall(SYS_ioctl, fd, KVM_RUN, arg);
-		box = atomic_load_explicit(&watched, memory_order_acquire);
-	} while (__builtin_expect(box != NULL, 0) && after_run(box, ret));
+	ret = syscall(SYS_ioctl, fd, KVM_RUN, arg);
+	box = atomic_load_explicit(&watched, memory_order_acquire);
+	if (__builtin_expect(box != NULL, 0))
+		after_run(box);
 	return ret;
 }
 

@@ -127,12 +127,6 @@ static void run_rounds(struct session *session)
 	measured->nr_counters = counters_read(&guest_vm, measured->counters, true);
 }
 
-/* The storm takes the guest's own pages away for a moment, and KVM_RUN fails when the guest touches them then. */
-static bool makes_holes(const struct storm_params *storm)
-{
-	return storm->placement == STORM_OVERLAP && (storm->op == REC_OP_MUNMAP || storm->op == REC_OP_MREMAP);
-}
-
 void *session_run(void *arg)
 {
 	static struct session session;
@@ -143,7 +137,7 @@ void *session_run(void *arg)
 	cpus_pin(0, "the session");
 	session.box = attach(session.settings->console, session.settings->boot_seconds);
 	guest_vm.params = params;
-	guest_watch(session.box, makes_holes(&params->storm));
+	guest_watch(session.box);
 	errno = 0;
 	die_if(guest_running() < params->vcpus, "--vcpus %u, but the VMM runs %u", params->vcpus, guest_running());
 	tell_trial(&session);

@@ -153,6 +153,18 @@ static void check_faults(const struct settings *settings)
 	       "--access read of memory that the guest has dropped needs --memory file");
 }
 
+/*
+ * Both leave a hole in the VMM's guest memory for a moment. Any other thread's mmap() may be given it (a thread's stack,
+ * malloc's), and where that memory is a file, mapped shared, no anonymous page can take its place.
+ */
+static void check_holes(const struct storm_params *storm)
+{
+	die_if((storm->op == REC_OP_MUNMAP || storm->op == REC_OP_MREMAP) && storm->placement != STORM_OUTSIDE &&
+	       storm->placement != STORM_OTHER_PROCESS,
+	       "--storm munmap and mremap leave holes in guest memory, which another thread of the VMM may fill: use "
+	       "--placement outside or other-process, or another storm");
+}
+
 void settings_check(struct settings *settings)
 {
 	struct params *params = &settings->params;
@@ -167,7 +179,9 @@ void settings_check(struct settings *settings)
 	die_if(params->mem_bytes / params->stride_bytes >= 1ull << REC_PAGE_BITS, "too many pages for a record");
 	die_if((params->storm.op != 0) != (params->storm.placement != STORM_NONE),
 	       "--storm and --placement go together");
-	if (!params->storm.op)
+	if (params->storm.op)
+		check_holes(&params->storm);
+	else
 		params->storm.threads = 0;
 	die_if(settings_storm_bytes(settings, STORM_OVERLAP) > params->mem_bytes,
 	       "an overlapping storm is larger than the guest's range");

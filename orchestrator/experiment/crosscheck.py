@@ -217,6 +217,13 @@ def _linux_cell(document: Document, placed: PlacedCell, guest: LinuxGuest) -> No
     if guest.faults != "host" and storm is not None and storm.placement in ("overlap", "adjacent"):
         # The guest's pages move when it discards them, and with them what "beside" and "over" would mean.
         document.problem(placed.key("placement"), "faults: host with this placement", Shown(f"faults: {guest.faults}"))
+    inside = storm is not None and storm.placement in ("disjoint", "adjacent", "overlap")
+    if storm is not None and inside and storm.op in ("munmap", "mremap"):
+        # For a moment the VMM's memory has a hole there, and any other thread of it may be given that by mmap().
+        document.problem(
+            placed.key("op"), f"an op that leaves no hole in the VMM's memory, with placement: {storm.placement}",
+            Shown(storm.op),
+        )  # fmt: skip
     own = "jitter_period_us" in placed.keys and placed.key("jitter_period_us")[0] == "cells"
     if not guest.jitter_wakeups and own:  # A default is for those that measure it.
         document.problem(

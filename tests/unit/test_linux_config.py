@@ -72,6 +72,10 @@ def test_defaults_of_one_kind_may_have_its_keys() -> None:
          " this placement, found faults: guest"),
         (LINUX % (", faults: both", STORM % "adjacent"), "", "8: cells.a.storm.placement: expected faults: host with"
          " this placement, found faults: both"),
+        (LINUX % ("", "{op: munmap, placement: overlap, size_kib: 64}"), "", "8: cells.a.storm.op: expected an op that"
+         " leaves no hole in the VMM's memory, with placement: overlap, found munmap"),
+        (LINUX % ("", "{op: mremap, placement: disjoint, size_kib: 64}"), "", "8: cells.a.storm.op: expected an op that"
+         " leaves no hole in the VMM's memory, with placement: disjoint, found mremap"),
         (LINUX % (", jitter_wakeups: 0, jitter_period_us: 500", "none"), "", "8: cells.a.guest.jitter_period_us:"
          " expected jitter_wakeups above 0 with this key, found a period of nothing"),
         ("  a: {guest: {kind: linux, mem_mib: 64, ram_mib: 64}, storm: none}", "", "8: cells.a.guest.ram_mib: expected"

@@ -13,7 +13,7 @@ from orchestrator import proc
 
 GUESTS = Path(__file__).parents[2] / "guests"
 OUT = ("--out", "recording.bin")
-STORM = ("--storm", "munmap", "--storm-bytes", "4096")
+STORM = ("--storm", "mprotect", "--storm-bytes", "4096")
 MAILBOX_LINE = "orch-bench: mailbox gpa=0x1000 nonce=0x2"
 
 
@@ -63,6 +63,8 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
         ((*OUT, *STORM, "--placement", "overlap", "--mem-bytes", "4096", "--storm-threads", "2"), "larger than"),
         ((*OUT, *STORM, "--placement", "overlap", "--faults", "guest"), "the guest's pages move"),
         ((*OUT, *STORM, "--placement", "adjacent", "--faults", "both"), "the guest's pages move"),
+        ((*OUT, "--storm", "munmap", "--placement", "overlap"), "which another thread of the VMM may fill"),
+        ((*OUT, "--storm", "mremap", "--placement", "adjacent"), "which another thread of the VMM may fill"),
         ((*OUT, "--faults", "guest", "--access", "read"), "needs --memory file"),
         ((*OUT, "--cell", "a\nb"), "--cell: no newline"),
     ],
