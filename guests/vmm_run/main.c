@@ -186,43 +186,61 @@ static char *skip_lines(char *text, size_t keep)
 	return at;
 }
 
-/* The last lines of the guest's console to stderr; returns the guest's panic, if there is one among them. */
-static const char *tell_console(const char *console)
+/* The last bytes of the guest's console. */
+static char *read_console(const char *console)
 {
 	static char text[TAIL_BYTES + 1];
-	const char *panic = NULL;
 	FILE *file = fopen(console, "re");
-	char *line;
 
 	if (!file)
-		return NULL;
+		return text;
 	if (!fseek(file, 0, SEEK_END))
 		fseek(file, ftell(file) > TAIL_BYTES ? -TAIL_BYTES : -ftell(file), SEEK_END);
 	text[fread(text, 1, TAIL_BYTES, file)] = 0;
 	fclose(file);
-	for (line = strtok(skip_lines(text, TAIL_LINES), "\r\n"); line; line = strtok(NULL, "\r\n")) {
-		fprintf(stderr, "guest: %s\n", line);
-		if (!panic)
-			panic = strstr(line, PANIC);
-	}
-	return panic;
+	return text;
+}
+
+/*
+ * Why the guest came to its end, by its own words: its kernel's, or fault_bench's, which libstorm.so need not have
+ * read before the guest was gone. Of both the first, since one brings the other about. False if there are none.
+ */
+static bool find_reason(const char *text, char *reason, size_t bytes)
+{
+	const char *panic = strstr(text, PANIC), *error = strstr(text, MAILBOX_ERROR);
+
+	if (panic && (!error || panic < error))
+		snprintf(reason, bytes, "the guest's kernel panicked: %s", panic + strlen(PANIC));
+	else if (error)
+		snprintf(reason, bytes, "fault_bench, in the guest: %s", error + strlen(MAILBOX_ERROR));
+	reason[strcspn(reason, "\r\n")] = 0;
+	return panic || error;
+}
+
+/* Of a signal: libstorm.so calls what the VMM's own filter of system calls may not know. */
+static const char *why_killed(int signal)
+{
+	return signal == SIGSYS ? " (SIGSYS: a system call that its sandbox does not allow, in libstorm.so perhaps: "
+				  "switch the sandbox off)" : "";
 }
 
 /* The reason stands in the last line: it is what the trial's result shows. */
 static int explain(const struct run *run, const char *console, int status)
 {
-	const char *panic = tell_console(console);
+	const char *when = run->recorded ? "after the recording was complete" : "before the recording was complete";
+	char *text = read_console(console), reason[MAX_LINE] = "", *line;
+	bool known = find_reason(text, reason, sizeof(reason));
 
-	if (panic)
-		fprintf(stderr, "the guest's kernel panicked: %s\n", panic + strlen(PANIC));
+	for (line = strtok(skip_lines(text, TAIL_LINES), "\r\n"); line; line = strtok(NULL, "\r\n"))
+		fprintf(stderr, "guest: %s\n", line);
+	if (known)
+		fprintf(stderr, "%s\n", reason);
 	else if (WIFSIGNALED(status))
-		fprintf(stderr, "the VMM died of signal %d before the recording was complete\n", WTERMSIG(status));
+		fprintf(stderr, "the VMM died of signal %d%s %s\n", WTERMSIG(status), why_killed(WTERMSIG(status)), when);
 	else if (run->last[0])
-		fprintf(stderr, "the VMM exited with %d before the recording was complete: %s\n",
-			WEXITSTATUS(status), run->last);
+		fprintf(stderr, "the VMM exited with %d %s: %s\n", WEXITSTATUS(status), when, run->last);
 	else
-		fprintf(stderr, "the VMM exited with %d before the recording was complete, and said nothing\n",
-			WEXITSTATUS(status));
+		fprintf(stderr, "the VMM exited with %d %s, and said nothing\n", WEXITSTATUS(status), when);
 	return 1;
 }
 

@@ -92,7 +92,12 @@ def test_the_control_file_holds_the_librarys_options_and_no_others(programs: Pat
         ("echo no such machine >&2; exit 3", "exited with 3 before the recording was complete: no such machine"),
         ("kill -9 $$", "the VMM died of signal 9 before the recording was complete"),
         ("echo 'Kernel panic - not syncing: gone'; exit 0", "the guest's kernel panicked: gone"),
-        ("echo 'orch-bench: error: no room'; sleep 20", "fault_bench, in the guest: no room"),
+        ("kill -SYS $$", "died of signal 31 (SIGSYS: a system call that its sandbox does not allow"),
+        # The guest restarts at once, and the library looks at the console every 20 ms only.
+        ("echo 'orch-bench: error: no room'; exit 0", "fault_bench, in the guest: no room"),
+        ("echo 'orch-bench: error: no room'; seq 30; echo booting; exit 0", "fault_bench, in the guest: no room"),
+        ("echo 'orch-bench: error: no room'; echo 'Kernel panic - not syncing: init'; exit 0", "guest: no room"),
+        ("echo 'libstorm: the recording is complete' >&2; exit 3", "exited with 3 after the recording was complete"),
         (f"echo '{MAILBOX_LINE}'; sleep 20", "it does not make them through libc's ioctl()"),
     ],
 )
@@ -155,6 +160,7 @@ def test_a_script_that_starts_the_vmm_passes_the_library_on(programs: Path, tmp_
     body = "exec /bin/sh -c 'echo \"orch-bench: error: from the second\"; exec sleep 20'"
     done = run(programs, tmp_path, script(tmp_path, body), *OUT)
     assert "fault_bench, in the guest: from the second" in last_line(done)
+    assert "libstorm/attach.c" in done.stderr  # it was the library that ended the second shell
 
 
 def test_both_ends_of_the_mailbox_see_one_layout(tmp_path: Path) -> None:
