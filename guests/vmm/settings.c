@@ -124,7 +124,7 @@ bool settings_take(struct settings *settings, const char *name, const char *valu
 	else if (is(name, "jitter-period-us"))
 		settings->jitter_period_us = number(name, value, 1, 1000000);
 	else if (is(name, "boot-seconds"))
-		settings->boot_seconds = number(name, value, 1, 3600);
+		settings->boot_seconds = number(name, value, 1, 86400);
 	else if (is(name, "console"))
 		settings->console = value;
 	else

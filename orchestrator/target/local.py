@@ -25,7 +25,7 @@ class LocalTarget:
     def run(self, job: Job, folder: Path) -> Evidence:
         """See :class:`~orchestrator.target.target.Target`. The status file is written as init would write it."""
         check_tdp(job.tdp)
-        argv = [str(self.guests.program(job.program)), *job.words, "--out", RECORDING]
+        argv = [str(self.guests.program(job.program)), *job.arguments, "--out", RECORDING]
         (folder / COMMAND).write_text(f"{COMMAND_NOTE}{proc.quote(argv)}\n")
         log_start = _kernel_log()
         started = time.monotonic()

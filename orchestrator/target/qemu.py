@@ -59,7 +59,7 @@ class QemuTarget:
         """See :class:`~orchestrator.target.target.Target`."""
         words = [image.DEADLINE_WORD.format(job.guest_deadline_s), *([image.SWAP_WORD] if job.swap else [])]
         words += [f"/bin/{image.TRACER}", str(job.trace_kib)] if job.trace_kib else []
-        words += [f"/bin/{job.program}", *job.words, "--out", image.RECORDING_WORD]
+        words += [f"/bin/{job.program}", *job.arguments, "--out", image.RECORDING_WORD]
         image.write_initramfs(self.guests, words, folder / INITRAMFS, job.files)
         argv = [proc.require(QEMU, "qemu-system-x86"), *self.arguments(job)]
         (folder / COMMAND).write_text(f"{COMMAND_NOTE}{proc.quote(argv)}\n")

@@ -194,7 +194,7 @@ class SshTarget:
 
     def _run_program(self, wanted: Job, program: _Copied, folder: Path, booted: bool) -> None:
         machine = self.machine
-        words = (program.path, *wanted.words, "--out", RECORDING)
+        words = (program.path, *wanted.arguments, "--out", RECORDING)
         inside = f", with {program.root} as its root (lab_agent run --root)" if program.root else ""
         note = f"# On {machine.host.name}, in an empty folder{inside}:\n"
         (folder / COMMAND).write_text(f"{note}{proc.quote(words)}\n")

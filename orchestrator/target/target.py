@@ -23,6 +23,8 @@ COMMAND = "command.txt"  # how the target was started, to paste into a shell
 COMMAND_NOTE = "# In a copy of this folder, since it writes the console, the status and the recording again:\n"
 INITRAMFS = "initramfs.cpio"  # what QEMU boots; kept with a trial that did not end well, so that COMMAND repeats it
 
+BOOT_SHARE = 0.9  # of a Linux guest's deadline, until its benchmark has to have spoken
+
 Program = Literal["fault_vmm", "vmm_run", "stale_check", "ktest_runner"]
 Ending = Literal["ended", "wall-deadline", "killed", "not-run"]
 
@@ -49,6 +51,16 @@ class Job:
     files: tuple[GuestFile, ...] = ()
     panic_on_warn: bool = False
     trace_kib: int = 0
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """``words``, and what only the job can tell the program: how long a Linux guest may take to boot.
+
+        So ``vmm_run`` gives up, with the guest's last lines, before the deadline ends everything without a word.
+        """
+        if self.program != "vmm_run":
+            return self.words
+        return (*self.words, "--boot-seconds", str(max(1, int(BOOT_SHARE * self.guest_deadline_s))))
 
 
 @dataclass(frozen=True)

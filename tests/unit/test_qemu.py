@@ -13,6 +13,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -204,6 +205,20 @@ def test_a_job_is_packed_started_in_its_folder_and_noted_down(fake: Path, tmp_pa
     assert words in trial
     note, line = (folder / COMMAND).read_text().splitlines()
     assert note.startswith("# In a copy of this folder") and line == proc.quote([fake, *arguments])
+
+
+@pytest.mark.parametrize(("deadline_s", "boot"), [(120.0, "108"), (600.0, "540"), (0.5, "1"), (86400.0, "77760")])
+def test_a_linux_guest_may_boot_for_most_of_its_deadline(
+    fake: Path, tmp_path: Path, guests: Guests, deadline_s: float, boot: str
+) -> None:
+    write(fake, f'echo "pid1 0" >{STATUS}')
+    wanted = job(words=("--cell", "a"), guest_deadline_s=deadline_s)
+    linux = replace(wanted, program="vmm_run")
+    assert (wanted.arguments, linux.arguments) == (wanted.words, ("--cell", "a", "--boot-seconds", boot))
+    (tmp_path / "vmm_run").write_text("")
+    folder = trial_folder(tmp_path)
+    QemuTarget("icount", "microvm", guests, 0).run(linux, folder)
+    assert b"\0--boot-seconds\0" + boot.encode() + b"\0" in (folder / INITRAMFS).read_bytes()
 
 
 def test_a_qemu_that_does_not_start_is_an_error_with_its_words(fake: Path, tmp_path: Path, guests: Guests) -> None:
