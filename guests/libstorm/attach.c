@@ -51,7 +51,9 @@ static void look_again(const char *console, uint32_t limit_s)
 	if (!start.tv_sec)
 		start = now;
 	errno = 0;
-	die_if(now.tv_sec - start.tv_sec > limit_s, "fault_bench has not said in %s within %u s where its mailbox is",
+	die_if(now.tv_sec - start.tv_sec > limit_s,
+	       "fault_bench has not said in %s within %u s where its mailbox is: if the guest's last lines are those of a "
+	       "boot, give it more time (guest_deadline_s; by hand, boot-seconds), if there are none, a serial console",
 	       console, limit_s);
 	sleep_us(LOOK_US);
 }
@@ -70,8 +72,10 @@ struct mailbox *attach(const char *console, uint32_t limit_s)
 		look_again(console, limit_s);
 	close(fd);
 	errno = 0;
-	die_if(!guest_known(),
-	       "the guest runs, yet no KVM call of the VMM came by: it does not make them through libc's ioctl()");
+	die_if(!kvm_known(),
+	       "the guest runs, yet %s, which was started with the library, has made no KVM call through libc's ioctl(): "
+	       "if it is a script, start the VMM with exec", program_invocation_short_name);
+	die_if(!guest_known(), "the guest runs, yet no memslot of the VMM's came by libc's ioctl()");
 	box = (struct mailbox *)guest_hva(gpa, sizeof(*box));
 	die_if(!box, "the guest's mailbox is at gpa %#llx, which no memslot covers", gpa);
 	die_if(box->magic != MAILBOX_MAGIC || box->nonce != nonce, "the guest's mailbox is not at gpa %#llx", gpa);

@@ -57,6 +57,7 @@ static void __attribute__((constructor)) begin(void)
 
 	errno = 0;
 	die_if(!path, "libstorm.so is preloaded, but " SETTINGS_ENV " does not name its control file");
+	preload_begin();
 	cpus_init();
 	settings = settings_defaults;
 	read_control(path);

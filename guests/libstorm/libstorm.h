@@ -18,6 +18,8 @@
 
 /* preload.c: what the VMM says to KVM. */
 extern struct vm guest_vm;		/* its descriptors, and its vCPUs in the order of their making */
+void preload_begin(void);
+bool kvm_known(void);			/* whether this process has called KVM through ioctl() */
 bool guest_known(void);			/* whether a memslot has been made through ioctl() */
 uint8_t *guest_hva(uint64_t gpa, uint64_t bytes);	/* NULL: not all of it lies in one memslot */
 void guest_no_huge_pages(void);		/* from now on none for guest memory; those that are there stay */

@@ -36,6 +36,8 @@ struct vm guest_vm;
 static uint32_t nr_vcpus;
 static unsigned long ids[MAX_VCPUS];	/* of the vCPUs, as KVM has them; an x86 VMM may number by APIC id, with gaps */
 static int stats_fds[MAX_VCPUS];	/* of the vCPUs; not above 0: this kernel has none */
+static _Atomic bool kvm_called;
+static char *preload;			/* the value of LD_PRELOAD, in the environment itself */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct slot slots[MAX_SLOTS];
 static uint32_t nr_slots;
@@ -45,6 +47,17 @@ static sem_t changed;
 /* Of the thread that runs a vCPU. The library is there from the program's start, so this is one fixed place. */
 static __thread struct vcpu *self __attribute__((tls_model("initial-exec")));
 static __thread bool offset_known __attribute__((tls_model("initial-exec")));
+
+/* To be called while there is but one thread. */
+void preload_begin(void)
+{
+	preload = getenv("LD_PRELOAD");
+}
+
+bool kvm_known(void)
+{
+	return kvm_called;
+}
 
 bool guest_known(void)
 {
@@ -126,9 +139,9 @@ static void learn_vm(int fd)
 	guest_vm.creator = gettid();
 	nr_slots = 0;
 	nr_vcpus = 0;
-	/* What the VMM starts from here on is no VMM. */
-	unsetenv("LD_PRELOAD");
-	unsetenv(SETTINGS_ENV);
+	/* What the VMM starts from here on is no VMM. A byte, and no unsetenv(): other threads may read the environment. */
+	if (preload)
+		*preload = 0;
 }
 
 /* Counted in the order of their making, which is that of the guest's CPUs. */
@@ -146,7 +159,10 @@ static void learn(int fd, unsigned long request, void *arg, int ret)
 {
 	int error = errno;
 
-	if (ret < 0 || _IOC_TYPE(request) != KVMIO)
+	if (_IOC_TYPE(request) != KVMIO)
+		return;
+	kvm_called = true;
+	if (ret < 0)
 		return;
 	pthread_mutex_lock(&lock);
 	if (request == KVM_CREATE_VM)

@@ -98,7 +98,7 @@ def test_the_control_file_holds_the_librarys_options_and_no_others(programs: Pat
         ("echo 'orch-bench: error: no room'; seq 30; echo booting; exit 0", "fault_bench, in the guest: no room"),
         ("echo 'orch-bench: error: no room'; echo 'Kernel panic - not syncing: init'; exit 0", "guest: no room"),
         ("echo 'libstorm: the recording is complete' >&2; exit 3", "exited with 3 after the recording was complete"),
-        (f"echo '{MAILBOX_LINE}'; sleep 20", "it does not make them through libc's ioctl()"),
+        (f"echo '{MAILBOX_LINE}'; sleep 20", "if it is a script, start the VMM with exec"),
     ],
 )
 def test_every_end_without_a_recording_has_its_reason_at_once(
