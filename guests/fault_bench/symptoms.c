@@ -66,29 +66,45 @@ static void become_urgent(void)
 		fail("SCHED_FIFO: %s", strerror(errno));
 }
 
-/* As cyclictest does it: sleep until a time, at real-time priority, and see how much later it is. */
+/* Periods that have passed before the thread slept again: no wakeups of their own, or one stall would be many. */
+static uint64_t skip_missed(int64_t *due_ns, int64_t now, int64_t period_ns)
+{
+	uint64_t missed = now > *due_ns ? (now - *due_ns + period_ns - 1) / period_ns : 0;
+
+	*due_ns += missed * period_ns;
+	return missed;
+}
+
+/*
+ * As cyclictest does it: sleep until a time, at real-time priority, see how much later it is, and go on with the first
+ * period that is still to come.
+ */
 void jitter_measure(struct mailbox *box)
 {
 	struct sched_param normal = { .sched_priority = 0 };
 	uint32_t count = box->trial.jitter_wakeups, i;
 	uint64_t *late_ns = calloc(count, sizeof(*late_ns));
-	int64_t due_ns;
+	int64_t period_ns = box->trial.jitter_period_us * 1000ll, due_ns, woke_ns;
+	uint64_t missed = 0;
 
 	if (!late_ns)
 		fail("calloc for %u wakeups", count);
 	memset(late_ns, 1, count * sizeof(*late_ns));	/* pages that are there when the loop writes to them */
 	become_urgent();
-	due_ns = now_ns();
+	due_ns = now_ns() + period_ns;
 	for (i = 0; i < count; i++) {
-		struct timespec due;
+		struct timespec due = { due_ns / NS_PER_S, due_ns % NS_PER_S };
 
-		due_ns += box->trial.jitter_period_us * 1000ll;
-		due = (struct timespec) { due_ns / NS_PER_S, due_ns % NS_PER_S };
 		while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, NULL))
 			;
-		late_ns[i] = now_ns() - due_ns;
+		woke_ns = now_ns();
+		late_ns[i] = woke_ns - due_ns;
+		due_ns += period_ns;
+		if (i + 1 < count)
+			missed += skip_missed(&due_ns, woke_ns, period_ns);
 	}
 	sched_setscheduler(0, SCHED_OTHER, &normal);
 	summarize(late_ns, count, &box->results);
+	box->results.jitter_missed = missed;
 	free(late_ns);
 }

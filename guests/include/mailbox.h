@@ -19,7 +19,7 @@
 #include <stdint.h>
 
 #define MAILBOX_MAGIC	0x31584f424843524full	/* "ORCHBOX1" read as bytes */
-#define MAILBOX_VERSION	1
+#define MAILBOX_VERSION	2
 #define MAILBOX_LINE	"orch-bench: mailbox gpa=0x%llx nonce=0x%llx"
 #define MAILBOX_ERROR	"orch-bench: error: "
 
@@ -89,6 +89,7 @@ struct mailbox_results {
 	uint64_t jitter_max_ns;
 	uint64_t jitter_mean_ns;
 	uint64_t jitter_wakeups;
+	uint64_t jitter_missed;		/* periods that passed without a wakeup, since the one before came so late */
 };
 
 struct mailbox {

@@ -59,6 +59,7 @@ static void add_results(struct measured *measured)
 	add(measured, "jitter_max_ns", results.jitter_max_ns);
 	add(measured, "jitter_mean_ns", results.jitter_mean_ns);
 	add(measured, "jitter_wakeups", results.jitter_wakeups);
+	add(measured, "jitter_missed", results.jitter_missed);
 }
 
 static uint64_t put_faults(struct sink *sink, const struct measured *measured)

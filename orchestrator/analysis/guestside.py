@@ -34,12 +34,13 @@ def read(recording: Recording) -> Symptoms | None:
         float(value) if wakeups and (value := recording.counter(f"jitter_{name}_ns")) is not None else None
         for name in ("p50", "p99", "max", "mean")
     )
-    steal = recording.counter("guest_steal_ns")
-    return Symptoms(p50, p99, worst, mean, wakeups, None if steal is None else float(steal), minor)
+    steal, missed = recording.counter("guest_steal_ns"), recording.counter("jitter_missed")
+    return Symptoms(p50, p99, worst, mean, wakeups, None if steal is None else float(steal), minor, missed)
 
 
 def merge(boots: Sequence[Symptoms]) -> Symptoms | None:
-    """Over boots: lateness as geometric means, as latencies are; wakeups as a sum, the others as arithmetic means."""
+    """Over boots: lateness as geometric means, as latencies are; wakeups and missed ones as sums, the others as
+    arithmetic means."""
     if not boots:
         return None
     p50, p99, worst, mean = (
@@ -49,7 +50,8 @@ def merge(boots: Sequence[Symptoms]) -> Symptoms | None:
     wakeups = sum(boot.wakeups for boot in boots)
     steal = _mean([boot.steal for boot in boots], geometric=False)
     minor = round(float(np.mean([boot.minor_faults for boot in boots])))
-    return Symptoms(p50, p99, worst, mean, wakeups, steal, minor)
+    missed = [boot.missed for boot in boots if boot.missed is not None]
+    return Symptoms(p50, p99, worst, mean, wakeups, steal, minor, sum(missed) if missed else None)
 
 
 def _mean(values: Sequence[float | None], *, geometric: bool) -> float | None:

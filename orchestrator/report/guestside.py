@@ -10,7 +10,7 @@ from orchestrator.analysis.wording import LABELS
 from orchestrator.report.figures import Figure, Hrefs, MetricRow, metric_row, moved
 from orchestrator.report.style import NOT_MEASURED, microseconds
 
-HEADS = (*(LABELS[name] for name in SYMPTOMS), "wakeups", "minor faults")
+HEADS = (*(LABELS[name] for name in SYMPTOMS), "wakeups", "missed", "minor faults")
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ def milliseconds(value_ns: float | None) -> str:
 
 
 def guest_figures(item: CellSummary) -> tuple[str, ...]:
-    """Timer p50, p99 and max in µs, wakeups, steal in ms, minor faults."""
+    """Timer p50, p99 and max in µs, wakeups, missed periods, steal in ms, minor faults."""
     found = item.symptoms
     if found is None:
-        return (NOT_MEASURED,) * 6
+        return (NOT_MEASURED,) * 7
     late = (microseconds(value) for value in (found.jitter_p50, found.jitter_p99, found.jitter_max))
-    return (*late, f"{found.wakeups:,}", milliseconds(found.steal), f"{found.minor_faults:,}")
+    missed = NOT_MEASURED if found.missed is None else f"{found.missed:,}"
+    return (*late, f"{found.wakeups:,}", missed, milliseconds(found.steal), f"{found.minor_faults:,}")
 
 
 def guest_cells(comparison: Comparison, hrefs: Hrefs) -> tuple[GuestCell, ...]:
@@ -58,12 +59,12 @@ def guest_cells(comparison: Comparison, hrefs: Hrefs) -> tuple[GuestCell, ...]:
 
 
 def _row(item: CellSummary, changes: list[MetricComparison], hrefs: Hrefs) -> GuestRow:
-    p50, p99, worst, wakeups, steal, minor = guest_figures(item)
+    p50, p99, worst, wakeups, missed, steal, minor = guest_figures(item)
     ours = {change.metric: change for change in changes if change.arm == item.arm}
     figures = []
     for name, value in zip(SYMPTOMS, (p50, p99, worst, steal), strict=True):
         change = ours.get(name)
         known = change is not None and change.value is not None
         figures.append(Figure(value, change.verdict, moved(change)) if change and known else Figure(value, "", ""))
-    figures += [Figure(wakeups, "", ""), Figure(minor, "", "")]
+    figures += [Figure(value, "", "") for value in (wakeups, missed, minor)]
     return GuestRow(item.arm, hrefs.get((item.cell, item.arm), ""), tuple(figures))

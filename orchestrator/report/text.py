@@ -27,7 +27,7 @@ TRACE_LINES = 6
 COLUMNS = ("p50", "p99", "p99_9", "max", "mean")
 # A value has a blank before it, however long it is.
 HEADS = (("p50", 7), ("p99", 7), ("p99.9", 7), ("max", 9), ("mean", 8), ("retries", 9))
-GUEST_HEADS = (("p50", 7), ("p99", 7), ("max", 9), ("wakeups", 8), ("steal", 7), ("minor", 7))
+GUEST_HEADS = (("p50", 7), ("p99", 7), ("max", 7), ("wakeups", 7), ("missed", 6), ("steal", 7), ("minor", 6))
 NAME = 16
 # With more arms than this beside the base, a verdict is said once for all that share it, with its strongest figures.
 ARMS_IN_FULL, STRONGEST = 2, 2
@@ -122,8 +122,9 @@ def _guest_side(comparison: Comparison) -> list[str]:
     if not any(item.symptoms for item in comparison.summaries):
         return []
     lines = [
-        "In the Linux guests: how late the timer woke, in us, storm still on;",
-        "steal time (ms) and the guest's own minor faults of the measured rounds",
+        "In the Linux guests: how late the timer woke, in us, storm still on, and",
+        "the periods that it missed while it was late; steal time (ms) and the",
+        "guest's own minor faults of the measured rounds",
     ]
     lines += ["-" * WIDTH, f"  {'':{NAME}}" + "".join(f" {head:>{width}}" for head, width in GUEST_HEADS)]
     for cell in comparison.cells:

@@ -32,7 +32,7 @@ def counters(late: int, steal_ms: int = 20, wakeups: int = 500, injections: int 
     found = {"guest_minflt": 3, "guest_steal_ns": steal_ms * 1_000_000, "irq_injections": injections}
     names = ("p50", "p99", "max", "mean") if wakeups else ()
     found |= {f"jitter_{name}_ns": late * (index + 1) for index, name in enumerate(names)}
-    return found | ({"jitter_wakeups": wakeups} if wakeups else {})
+    return found | ({"jitter_wakeups": wakeups, "jitter_missed": 6} if wakeups else {})
 
 
 def effects(**changes: Effect) -> dict[tuple[str, str], Effect]:
@@ -61,7 +61,7 @@ def recorded(more: dict[str, int], *, retries: int = 0, others: int = 0) -> rec.
 
 
 def test_the_symptoms_of_one_boot() -> None:
-    assert guestside.read(recorded(counters(10_000))) == Symptoms(1e4, 2e4, 3e4, 4e4, 500, 2e7, 3)
+    assert guestside.read(recorded(counters(10_000))) == Symptoms(1e4, 2e4, 3e4, 4e4, 500, 2e7, 3, 6)
     assert guestside.read(recorded(counters(0, wakeups=0))) == Symptoms(None, None, None, None, 0, 2e7, 3)
     assert guestside.read(recorded({})) is None, "a flat guest has none"
 
@@ -69,6 +69,8 @@ def test_the_symptoms_of_one_boot() -> None:
 def test_boots_are_merged_as_latencies_are() -> None:
     boots = [Symptoms(1e4, 2e4, None, 1e4, 500, 1e7, 2), Symptoms(4e4, 2e4, None, 1e4, 500, 3e7, 4)]
     assert guestside.merge(boots) == Symptoms(pytest.approx(2e4), 2e4, None, 1e4, 1000, 2e7, 3)
+    merged = guestside.merge([*boots, replace(boots[0], missed=5), replace(boots[0], missed=2)])
+    assert merged is not None and merged.missed == 7
     assert guestside.merge([]) is None
 
 
@@ -184,8 +186,8 @@ def test_every_form_of_the_report_tells_it(tmp_path: Path) -> None:
     part = said.partition("In the Linux guests: ")[2].partition("\n\n")[0].splitlines()
     assert all(len(line) <= 72 for line in said.splitlines())
     rows = [line.split() for line in part if line.startswith(("  base", "  v1"))]
-    assert rows[2] == ["base", "10.00", "20.00", "30.00", "500", "20.0", "3"]
-    assert rows[3] == ["v1", "5.000", "10.00", "15.00", "500", "20.0", "3"]
+    assert rows[2] == ["base", "10.00", "20.00", "30.00", "500", "6", "20.0", "3"]
+    assert rows[3] == ["v1", "5.000", "10.00", "15.00", "500", "6", "20.0", "3"]
     assert any("timer p50 -50.0% improved" in line for line in part)
     page = html.render(found, [], PROVENANCE)
     assert '<h2 id="guest">In the Linux guests</h2>' in page and '<a href="#guest">' in page
@@ -193,7 +195,7 @@ def test_every_form_of_the_report_tells_it(tmp_path: Path) -> None:
     document = json.loads(summary.render(found))
     assert document["cells"][2]["guest"] == {
         "jitter_p50": 10000.0, "jitter_p99": 20000.0, "jitter_max": 30000.0, "jitter_mean": 40000.0, "wakeups": 500,
-        "steal": 20000000.0, "minor_faults": 3,
+        "steal": 20000000.0, "minor_faults": 3, "missed": 6,
     }  # fmt: skip
     compared_ = [item for item in document["guest_comparisons"] if item["cell"] == "outside"]
     assert [item["metric"] for item in compared_] == ["jitter_p50", "jitter_p99", "jitter_max", "steal"]
