@@ -157,8 +157,12 @@ int main(void)
 		become_init();
 	if (ioperm(MAILBOX_PORT, 1, 1))
 		fail("ioperm: the guest's kernel needs CONFIG_X86_IOPL_IOPERM, and this program needs root");
-	/* Compaction moves locked pages too, unless it is told not to; khugepaged copies pages into huge ones. */
+	/*
+	 * Compaction moves locked pages too, unless it is told not to, and others by itself when memory is fragmented;
+	 * khugepaged copies pages into huge ones.
+	 */
 	write_setting("/proc/sys/vm/compact_unevictable_allowed", "0");
+	write_setting("/proc/sys/vm/compaction_proactiveness", "0");
 	write_setting("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", "3600000");
 	wait_for_hrtimers();
 	gpa = make_mailbox();

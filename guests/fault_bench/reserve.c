@@ -231,9 +231,6 @@ void reserve(struct bench *bench)
 	lay_out(bench, trial);
 	if (trial->memory == MEMORY_THP)
 		check_huge(bench);
-	/* Locked pages cannot be dropped. */
-	if (trial->faults != FAULTS_HOST && munlock(area->mem, trial->mem_bytes))
-		fail("munlock: %s", strerror(errno));
 	bench->box->areas = (struct mailbox_areas) {
 		.start_gpa = area->gpa, .bytes = area->bytes,
 		.samples_gpa = area->gpa + (area->samples - area->start),

@@ -65,6 +65,26 @@ static void *worker_run(void *arg)
 	}
 }
 
+/*
+ * What the host is about to take away must be the guest's range still: locked until the guest itself drops it, no page
+ * of it goes to another owner. What was not touched in the round (a stride leaves pages out) is faulted in by this.
+ */
+static void tell_frames(struct bench *bench)
+{
+	if (mlock(bench->area.mem, bench->params.mem_bytes))
+		fail("mlock: %s", strerror(errno));
+	pagemap_read(bench->area.mem, (uint64_t *)bench->area.frames, bench->params.mem_bytes / PAGE_BYTES);
+}
+
+/* The guest's own discard. Locked pages cannot be dropped. */
+static void drop(struct bench *bench)
+{
+	if (munlock(bench->area.mem, bench->params.mem_bytes))
+		fail("munlock: %s", strerror(errno));
+	if (madvise(bench->area.mem, bench->params.mem_bytes, MADV_DONTNEED))
+		fail("madvise(MADV_DONTNEED): %s", strerror(errno));
+}
+
 void faulting_prepare(struct bench *bench)
 {
 	struct rec_fault *samples = (struct rec_fault *)bench->area.samples;
@@ -90,11 +110,9 @@ void faulting_prepare(struct bench *bench)
 	/* Code, stacks, orders: nothing but the range itself may be missing in a round. */
 	if (mlockall(MCL_CURRENT))
 		fail("mlockall: %s", strerror(errno));
-	if (bench->box->trial.faults != FAULTS_HOST && munlock(bench->area.mem, bench->params.mem_bytes))
-		fail("munlock: %s", strerror(errno));
 	pthread_barrier_wait(&barrier);
 	if (bench->box->trial.faults == FAULTS_BOTH)
-		pagemap_read(bench->area.mem, (uint64_t *)bench->area.frames, bench->params.mem_bytes / PAGE_BYTES);
+		tell_frames(bench);
 }
 
 void faulting_run(struct bench *bench)
@@ -105,12 +123,12 @@ void faulting_run(struct bench *bench)
 
 	if (box->round == 0)
 		steal_before_ns = steal_ns();
-	if (box->trial.faults != FAULTS_HOST && madvise(bench->area.mem, bench->params.mem_bytes, MADV_DONTNEED))
-		fail("madvise(MADV_DONTNEED): %s", strerror(errno));
+	if (box->trial.faults != FAULTS_HOST)
+		drop(bench);
 	pthread_barrier_wait(&barrier);
 	pthread_barrier_wait(&barrier);
 	if (box->trial.faults == FAULTS_BOTH)
-		pagemap_read(bench->area.mem, (uint64_t *)bench->area.frames, bench->params.mem_bytes / PAGE_BYTES);
+		tell_frames(bench);
 	box->results.steal_ns = steal_ns() - steal_before_ns;
 	box->results.minflt = 0;
 	for (i = 0; i < bench->params.vcpus; i++)
