@@ -66,6 +66,7 @@ struct measured {
 	struct window_list windows[MAX_STORM_THREADS];
 };
 
+bool kvm_uses_tdp(void);
 void record_session(struct measured *measured);
 
 /* session.c: the measurement, from the guest's first word to the recording; the body of a thread. */

@@ -10,7 +10,7 @@
 #include "sink.h"
 
 /* Whether the host's KVM uses two-dimensional paging: see read_tdp() in fault_vmm/vm.c. */
-static bool read_tdp(void)
+bool kvm_uses_tdp(void)
 {
 	static const char *const files[] = {
 		"/sys/module/kvm_amd/parameters/npt",
@@ -89,7 +89,7 @@ static struct rec_header make_header(const struct measured *measured, uint32_t k
 	struct rec_header header = {
 		.magic = REC_MAGIC, .version = REC_VERSION, .header_bytes = REC_HEADER_BYTES,
 		.arch = REC_ARCH_X86_64,
-		.flags = (read_tdp() ? REC_FLAG_TDP : 0) | (params->write ? REC_FLAG_WRITE : 0) |
+		.flags = (kvm_uses_tdp() ? REC_FLAG_TDP : 0) | (params->write ? REC_FLAG_WRITE : 0) |
 			 (params->random ? REC_FLAG_RANDOM : 0) | (kvm_counters ? REC_FLAG_COUNTERS : 0),
 		.tsc_hz = guest_vm.tsc_hz, .seed = params->seed, .mem_bytes = params->mem_bytes,
 		.mem_hva = (uint64_t)measured->areas->mem, .mem_gpa = measured->box->areas.mem_gpa,

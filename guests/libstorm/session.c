@@ -127,6 +127,40 @@ static void run_rounds(struct session *session)
 	measured->nr_counters = counters_read(&guest_vm, measured->counters, true);
 }
 
+static uint64_t kvm_counted(const struct measured *measured, const char *name)
+{
+	uint32_t i;
+
+	for (i = 0; i < measured->nr_counters; i++) {
+		if (!strcmp(measured->counters[i].name, name))
+			return measured->counters[i].after - measured->counters[i].before;
+	}
+	return 0;
+}
+
+/*
+ * Each sample must be a fault of the kind that was asked for, or the figures are of something else. Of a thousand one
+ * may have been another as well, so that the percentiles up to p99 hold; so few are what the guest's kernel does for
+ * itself meanwhile: moves a page, or takes one that it has never had.
+ */
+static void check_faults(const struct session *session)
+{
+	const struct params *params = &session->settings->params;
+	uint64_t samples = params->mem_bytes / params->stride_bytes * params->rounds, strays = samples / 1000;
+	uint64_t own = session->box->results.minflt, fixed = kvm_counted(&session->measured, "pf_fixed");
+	uint64_t wanted = session->settings->faults == FAULTS_HOST ? 0 : samples;
+
+	errno = 0;
+	die_if(own < wanted || own > wanted + strays,
+	       "in %llu samples the guest's own kernel took %llu faults, and --faults asks for %llu: they are not all of the "
+	       "kind that was to be measured", (unsigned long long)samples, (unsigned long long)own,
+	       (unsigned long long)wanted);
+	/* Under shadow paging KVM fixes its own tables for each of the guest's faults. */
+	die_if(session->settings->faults == FAULTS_GUEST && kvm_uses_tdp() && fixed > strays,
+	       "--faults guest, but in %llu samples KVM mapped %llu pages: the host did not back what the guest's kernel gave",
+	       (unsigned long long)samples, (unsigned long long)fixed);
+}
+
 void *session_run(void *arg)
 {
 	static struct session session;
@@ -144,6 +178,7 @@ void *session_run(void *arg)
 	warm_up(&session);
 	make_storm(&session);
 	run_rounds(&session);
+	check_faults(&session);
 	if (session.settings->jitter_wakeups)
 		ask(session.box, MAILBOX_JITTER, 0);
 	stop_storm(&session);

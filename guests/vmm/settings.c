@@ -13,6 +13,7 @@
 #include "settings.h"
 
 #define MAX_JITTER_WAKEUPS	1000000
+#define FAULT_AROUND_BYTES	(64ull << 10)	/* what Linux maps at once around a page that is read from a file */
 
 static const struct choice accesses[] = { { "write", 1 }, { "read", 0 }, { NULL, 0 } };
 static const struct choice orders[] = { { "random", 1 }, { "sequential", 0 }, { NULL, 0 } };
@@ -151,6 +152,13 @@ static void check_faults(const struct settings *settings)
 	/* A read maps the page of zeros, which the whole guest shares: no page of its own to take away. */
 	die_if(!settings->params.write && settings->memory != MEMORY_FILE,
 	       "--access read of memory that the guest has dropped needs --memory file");
+	/* do_fault_around() in mm/memory.c: fault_around_bytes. do_huge_pmd_anonymous_page() in mm/huge_memory.c. */
+	die_if(!settings->params.write && settings->params.stride_bytes < FAULT_AROUND_BYTES,
+	       "--access read needs --stride-bytes of at least %llu where the guest faults: its kernel maps so much at once",
+	       FAULT_AROUND_BYTES);
+	die_if(settings->memory == MEMORY_THP && settings->params.stride_bytes % HUGE_BYTES,
+	       "--memory thp needs --stride-bytes in units of %llu where the guest faults: its kernel maps so much at once",
+	       HUGE_BYTES);
 }
 
 /*

@@ -29,6 +29,8 @@ MAX_CELL_NAME = 95  # char cell[96] of guests/include/recording.h
 MIN_BOOTS_TO_LOOK = 6
 OWN_TRIALS: frozenset[Check] = frozenset(("stale_mapping", "kvm_selftests"))  # checks that need no cell
 MAX_SAMPLES_MIB = 2900  # SYS_LIMIT of guests/fault_vmm/fault_vmm.h, 3 GiB, less the guest's page tables
+FAULT_AROUND_PAGES = 16  # fault_around_bytes of mm/memory.c, 64 KiB
+HUGE_PAGES = 512
 MAX_RESERVE_MIB = 2900  # What a PC's memory has in one piece, below the hole for devices that ends at 4 GiB.
 # The machines of a lab say themselves how many CPUs and how much memory they have.
 KEYS_WITHOUT_EFFECT = {
@@ -217,6 +219,7 @@ def _linux_cell(document: Document, placed: PlacedCell, guest: LinuxGuest) -> No
     if guest.faults != "host" and storm is not None and storm.placement in ("overlap", "adjacent"):
         # The guest's pages move when it discards them, and with them what "beside" and "over" would mean.
         document.problem(placed.key("placement"), "faults: host with this placement", Shown(f"faults: {guest.faults}"))
+    _one_fault_a_sample(document, placed, guest)
     inside = storm is not None and storm.placement in ("disjoint", "adjacent", "overlap")
     if storm is not None and inside and storm.op in ("munmap", "mremap"):
         # For a moment the VMM's memory has a hole there, and any other thread of it may be given that by mmap().
@@ -240,6 +243,28 @@ def _linux_cell(document: Document, placed: PlacedCell, guest: LinuxGuest) -> No
     elif guest.ram_mib is not None and guest.ram_mib < reserved:
         document.problem(
             placed.key("ram_mib"), f"more than the {reserved:.0f} MiB that the benchmark reserves", guest.ram_mib
+        )
+
+
+def _one_fault_a_sample(document: Document, placed: PlacedCell, guest: LinuxGuest) -> None:
+    """Where the guest's own faults are measured, each access must be one: its kernel maps more than a page at once."""
+    if guest.faults == "host":
+        return
+    if guest.access == "read" and guest.memory != "file":
+        # A read maps the page of zeros, which the whole guest shares: no page of its own to take away.
+        document.problem(placed.key("access"), f"write, or memory: file, with faults: {guest.faults}", guest.access)
+    elif guest.access == "read" and guest.stride_pages < FAULT_AROUND_PAGES:
+        document.problem(
+            placed.key("stride_pages"),
+            f"stride_pages of at least {FAULT_AROUND_PAGES} with access: read and faults: {guest.faults} (a fault of the guest's maps"
+            " 64 KiB of a file)",
+            guest.stride_pages,
+        )
+    if guest.memory == "thp" and guest.stride_pages % HUGE_PAGES:
+        document.problem(
+            placed.key("stride_pages"),
+            f"stride_pages in units of {HUGE_PAGES} with memory: thp and faults: {guest.faults} (a fault of the guest's maps 2 MiB)",
+            guest.stride_pages,
         )
 
 

@@ -66,6 +66,8 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
         ((*OUT, "--storm", "munmap", "--placement", "overlap"), "which another thread of the VMM may fill"),
         ((*OUT, "--storm", "mremap", "--placement", "adjacent"), "which another thread of the VMM may fill"),
         ((*OUT, "--faults", "guest", "--access", "read"), "needs --memory file"),
+        ((*OUT, "--faults", "both", "--access", "read", "--memory", "file"), "--stride-bytes of at least 65536"),
+        ((*OUT, "--faults", "guest", "--memory", "thp", "--stride-bytes", "65536"), "in units of 2097152"),
         ((*OUT, "--cell", "a\nb"), "--cell: no newline"),
     ],
 )
