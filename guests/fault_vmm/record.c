@@ -25,6 +25,39 @@ static uint64_t total_windows(const struct vm *vm, const struct storm *storm)
 	return total;
 }
 
+/* Returns how many there are. */
+static uint64_t put_faults(struct sink *sink, const struct vm *vm)
+{
+	uint64_t total = 0;
+	uint32_t i;
+
+	for (i = 0; i < vm->params->vcpus; i++) {
+		const struct vcpu *vcpu = &vm->vcpus[i];
+		struct rec_vcpu section = {
+			.vcpu = i,
+			.tsc_offset = vcpu->tsc_offset,
+			.nr_faults = vcpu->nr_pages * vm->params->rounds,
+		};
+
+		put(sink, &section, sizeof(section));
+		put(sink, vcpu->samples, section.nr_faults * sizeof(struct rec_fault));
+		total += section.nr_faults;
+	}
+	return total;
+}
+
+static void put_windows(struct sink *sink, const struct vm *vm, const struct storm *storm)
+{
+	uint64_t count;
+	uint32_t i;
+
+	for (i = 0; storm && i < vm->params->storm.threads; i++) {
+		const struct rec_window *windows = storm_windows(storm, i, &count);
+
+		put(sink, windows, count * sizeof(*windows));
+	}
+}
+
 void record_write(const struct vm *vm, const struct storm *storm, uint64_t start_tsc, uint64_t end_tsc,
 		  const struct rec_counter *counters, uint32_t nr_counters)
 {
@@ -42,30 +75,13 @@ void record_write(const struct vm *vm, const struct storm *storm, uint64_t start
 	struct rec_trailer trailer = {
 		.magic = REC_TRAILER_MAGIC, .nr_windows = header.nr_windows, .nr_counters = nr_counters,
 	};
-	uint64_t count;
-	uint32_t i;
 
 	die_if(sink.fd < 0, "open %s", params->out);
 	memcpy(header.arm, params->arm, sizeof(header.arm));
 	memcpy(header.cell, params->cell, sizeof(header.cell));
 	put(&sink, &header, sizeof(header));
-	for (i = 0; i < params->vcpus; i++) {
-		const struct vcpu *vcpu = &vm->vcpus[i];
-		struct rec_vcpu section = {
-			.vcpu = i,
-			.tsc_offset = vcpu->tsc_offset,
-			.nr_faults = vcpu->nr_pages * params->rounds,
-		};
-
-		put(&sink, &section, sizeof(section));
-		put(&sink, vcpu->samples, section.nr_faults * sizeof(struct rec_fault));
-		trailer.nr_faults += section.nr_faults;
-	}
-	for (i = 0; storm && i < params->storm.threads; i++) {
-		const struct rec_window *windows = storm_windows(storm, i, &count);
-
-		put(&sink, windows, count * sizeof(*windows));
-	}
+	trailer.nr_faults = put_faults(&sink, vm);
+	put_windows(&sink, vm, storm);
 	put(&sink, counters, nr_counters * sizeof(*counters));
 	put(&sink, &trailer, offsetof(struct rec_trailer, crc32));
 	trailer.crc32 = sink.crc;

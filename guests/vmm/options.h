@@ -38,10 +38,10 @@ static uint64_t number(const char *option, const char *word, uint64_t least, uin
 	return value;
 }
 
-/* NUL-padded, for a field of a recording. */
 /*
- * Blanks are padding, and become NULs without a branch on any character: with it the names of all arms have one length
- * and take the same instructions, which are time under icount (program_words() in orchestrator/trial.py).
+ * For a field of a recording. Blanks are padding, and become NULs without a branch on any character: with it the names
+ * of all arms have one length and take the same instructions, which are time under icount (program_words() in
+ * orchestrator/trial.py).
  */
 static void copy_name(char *to, size_t bytes, const char *option, const char *word)
 {

@@ -252,7 +252,7 @@ def _one_fault_a_sample(document: Document, placed: PlacedCell, guest: LinuxGues
         return
     if guest.access == "read" and guest.memory != "file":
         # A read maps the page of zeros, which the whole guest shares: no page of its own to take away.
-        document.problem(placed.key("access"), f"write, or memory: file, with faults: {guest.faults}", guest.access)
+        document.problem(placed.key("access"), f"write, or memory: file, with faults: {guest.faults}", Shown("read"))
     elif guest.access == "read" and guest.stride_pages < FAULT_AROUND_PAGES:
         document.problem(
             placed.key("stride_pages"),
