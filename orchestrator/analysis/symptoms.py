@@ -15,8 +15,8 @@ class Symptoms:
 
     ``jitter_*``: how late the guest's timer thread woke, over ``wakeups`` wakeups. ``steal``: time in which the vCPUs
     could have run and did not, during the measured rounds. ``minor_faults`` of the guest itself in these rounds.
-    ``missed``: periods that had passed before the thread slept again after a late wakeup; None in recordings from before
-    they were skipped.
+    ``missed``: periods that had passed before the thread slept again after a late wakeup; None in recordings from
+    before they were skipped.
     """
 
     jitter_p50: float | None

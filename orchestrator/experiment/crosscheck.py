@@ -253,19 +253,13 @@ def _one_fault_a_sample(document: Document, placed: PlacedCell, guest: LinuxGues
     if guest.access == "read" and guest.memory != "file":
         # A read maps the page of zeros, which the whole guest shares: no page of its own to take away.
         document.problem(placed.key("access"), f"write, or memory: file, with faults: {guest.faults}", Shown("read"))
-    elif guest.access == "read" and guest.stride_pages < FAULT_AROUND_PAGES:
-        document.problem(
-            placed.key("stride_pages"),
-            f"stride_pages of at least {FAULT_AROUND_PAGES} with access: read and faults: {guest.faults} (a fault of the guest's maps"
-            " 64 KiB of a file)",
-            guest.stride_pages,
-        )
+    faults, at = f"and faults: {guest.faults} (a fault of the guest's maps", placed.key("stride_pages")
+    if guest.access == "read" and guest.memory == "file" and guest.stride_pages < FAULT_AROUND_PAGES:
+        wanted = f"stride_pages of at least {FAULT_AROUND_PAGES} with access: read {faults} 64 KiB of a file)"
+        document.problem(at, wanted, guest.stride_pages)
     if guest.memory == "thp" and guest.stride_pages % HUGE_PAGES:
-        document.problem(
-            placed.key("stride_pages"),
-            f"stride_pages in units of {HUGE_PAGES} with memory: thp and faults: {guest.faults} (a fault of the guest's maps 2 MiB)",
-            guest.stride_pages,
-        )
+        wanted = f"stride_pages in units of {HUGE_PAGES} with memory: thp {faults} 2 MiB)"
+        document.problem(at, wanted, guest.stride_pages)
 
 
 def _linux_guest(document: Document, parts: Parts) -> None:

@@ -32,7 +32,13 @@ class Vmm:
         words = [self.programs / "fake_vmm", minflt, fixed, *ids]
         (self.folder / "argv").write_bytes(b"".join(str(word).encode() + b"\0" for word in words))
         (self.folder / "debugfs").mkdir()
-        argv = [self.programs / "vmm_run", "--preload", self.programs / "libstorm.so", "--vmm-argv", self.folder / "argv"]
+        argv = [
+            self.programs / "vmm_run",
+            "--preload",
+            self.programs / "libstorm.so",
+            "--vmm-argv",
+            self.folder / "argv",
+        ]
         argv += ["--control", self.folder / "control", "--console", self.folder / "console", "--boot-seconds", 30]
         argv += ["--out", self.folder / "recording.bin", *TRIAL, *options]
         env = {**os.environ, "FAKE_DEBUGFS": str(self.folder / "debugfs"), **env}

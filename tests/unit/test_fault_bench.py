@@ -18,7 +18,10 @@ HUGE = 512  # pages
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("build") / "parts"
-    folders = [f"-I{GUESTS}", *(f"-I{GUESTS / name}" for name in ("include", "storm", "vmm", "fault_vmm", "fault_bench"))]
+    folders = [
+        f"-I{GUESTS}",
+        *(f"-I{GUESTS / name}" for name in ("include", "storm", "vmm", "fault_vmm", "fault_bench")),
+    ]
     sources = [HERE / "fault_bench_parts.c", GUESTS / "fault_bench/pagemap.c"]
     flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-pthread"]
     proc.run(["gcc", *flags, *folders, "-o", program, *sources])
@@ -38,7 +41,13 @@ def test_one_stall_is_one_late_wakeup_and_its_missed_periods_are_counted(parts: 
 
 @pytest.mark.parametrize(
     ("wakeups", "stall_us", "late_ns", "missed"),
-    [(10, 0, 2_000, 0), (10, 997, 999_000, 0), (10, 998, 1_000_000, 0), (10, 999, 1_001_000, 1), (1, 5_000, 5_002_000, 0)],
+    [
+        (10, 0, 2_000, 0),
+        (10, 997, 999_000, 0),
+        (10, 998, 1_000_000, 0),
+        (10, 999, 1_001_000, 1),
+        (1, 5_000, 5_002_000, 0),
+    ],
 )
 def test_a_wakeup_that_comes_within_the_period_misses_none(
     parts: Path, wakeups: int, stall_us: int, late_ns: int, missed: int

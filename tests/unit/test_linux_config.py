@@ -72,12 +72,13 @@ def test_defaults_of_one_kind_may_have_its_keys() -> None:
          " this placement, found faults: guest"),
         (LINUX % (", faults: both", STORM % "adjacent"), "", "8: cells.a.storm.placement: expected faults: host with"
          " this placement, found faults: both"),
-        (LINUX % (", faults: guest, access: read", "none"), "", "8: cells.a.guest.access: expected write, or memory: file,"
-         " with faults: guest, found read"),
+        (LINUX % (", faults: guest, access: read", "none"), "", "8: cells.a.guest.access: expected write, or memory:"
+         " file, with faults: guest, found read"),
         (LINUX % (", faults: both, access: read, memory: file", "none"), "", "8: cells.a: expected stride_pages of at"
          " least 16 with access: read and faults: both (a fault of the guest's maps 64 KiB of a file), found 1"),
-        (LINUX % (", faults: guest, memory: thp, stride_pages: 16", "none"), "", "8: cells.a.guest.stride_pages: expected"
-         " stride_pages in units of 512 with memory: thp and faults: guest (a fault of the guest's maps 2 MiB), found 16"),
+        (LINUX % (", faults: guest, memory: thp, stride_pages: 16", "none"), "", "8: cells.a.guest.stride_pages:"
+         " expected stride_pages in units of 512 with memory: thp and faults: guest (a fault of the guest's maps 2"
+         " MiB), found 16"),
         (LINUX % ("", "{op: munmap, placement: overlap, size_kib: 64}"), "", "8: cells.a.storm.op: expected an op that"
          " leaves no hole in the VMM's memory, with placement: overlap, found munmap"),
         (LINUX % ("", "{op: mremap, placement: disjoint, size_kib: 64}"), "", "8: cells.a.storm.op: expected an op that"
