@@ -15,7 +15,8 @@ from orchestrator.store import file_sha256
 pytestmark = [pytest.mark.kernel, pytest.mark.qemu, pytest.mark.network]
 
 CONFIG = ROOT / "tests/integration/linux_guest.yaml"
-CELLS = ("quiet", "outside", "other-process")
+CELLS = ("quiet", "outside", "overlap", "other-process")
+TRACED = ("outside", "other-process")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_every_trial_ends_well_with_whole_samples(done: Run) -> None:
     assert done.ended.code == 0, done.ended.text
-    assert len(done.results) == 10 and {item.outcome for item in done.results.values()} == {Outcome.OK}
+    assert len(done.results) == 12 and {item.outcome for item in done.results.values()} == {Outcome.OK}
     assert all(item.warnings == () for item in done.results.values())
     check_samples(done)
 
@@ -39,13 +40,18 @@ def test_the_patch_takes_away_base_s_retries_in_a_linux_guest(done: Run) -> None
         assert done.cell("other-process", arm)["retries_per_fault"] == 0
 
 
+def test_where_the_storm_is_over_the_faulting_pages_every_retry_stays(done: Run) -> None:
+    base, v1 = (done.cell("overlap", arm)["retries_per_fault"] for arm in ("base", "v1"))
+    assert base > 0.05 and done.verdicts("v1", "overlap")["overlap", "retries_per_fault"] == "equivalent", (base, v1)
+
+
 def test_the_storm_is_in_qemus_memory_call_by_call_and_another_process_s_is_not(done: Run) -> None:
     found = {
         (item["cell"], item["arm"]): (item["status"], item["why"])
         for item in done.summary["checks"]["results"]
         if item["check"] == "storm_in_vmm"
     }
-    assert set(found) == {(cell, arm) for cell in CELLS[1:] for arm in ("base", "v1")}
+    assert set(found) == {(cell, arm) for cell in TRACED for arm in ("base", "v1")}
     for (cell, arm), (status, why) in found.items():
         calls = len(done.recording(f"traced,{cell}", arm).windows)
         met, process = (calls, "the VMM") if cell == "outside" else (0, "another process")
