@@ -78,7 +78,7 @@ def test_the_storm_is_where_the_cell_says(done: Run, cell: str) -> None:
             assert not -(256 << 20) < place < 256 << 20
 
 
-def test_each_vcpu_of_several_has_a_share(kernels: object, tmp_path: Path) -> None:
+def test_each_vcpu_of_several_has_a_share(tmp_path: Path) -> None:
     done = run(derive(CONFIG, tmp_path / "config", target=TCG, cells=TWO), tmp_path / "results")
     assert done.ended.code == 0, done.ended.text
     check_samples(done)

@@ -14,6 +14,7 @@ from orchestrator import proc
 GUESTS = Path(__file__).parents[2] / "guests"
 OUT = ("--out", "recording.bin")
 STORM = ("--storm", "mprotect", "--storm-bytes", "4096")
+LINES = 25 * "reboot\\n"  # more than are passed on, in one write
 MAILBOX_LINE = "orch-bench: mailbox gpa=0x1000 nonce=0x2"
 
 
@@ -97,7 +98,7 @@ def test_the_control_file_holds_the_librarys_options_and_no_others(programs: Pat
         ("kill -SYS $$", "died of signal 31 (SIGSYS: a system call that its sandbox does not allow"),
         # The guest restarts at once, and the library looks at the console every 20 ms only.
         ("echo 'orch-bench: error: no room'; exit 0", "fault_bench, in the guest: no room"),
-        ("echo 'orch-bench: error: no room'; seq 30; echo booting; exit 0", "fault_bench, in the guest: no room"),
+        (f"printf 'orch-bench: error: no room\\n{LINES}booting\\n'", "fault_bench, in the guest: no room"),
         ("echo 'orch-bench: error: no room'; echo 'Kernel panic - not syncing: init'; exit 0", "guest: no room"),
         ("echo 'libstorm: the recording is complete' >&2; exit 3", "exited with 3 after the recording was complete"),
         (f"echo '{MAILBOX_LINE}'; sleep 20", "if it is a script, start the VMM with exec"),
