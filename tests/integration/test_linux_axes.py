@@ -20,7 +20,7 @@ TCG = {"kind": "qemu", "accel": "tcg", "cpus": 2, "mem_mib": 1024, "deadline_s":
 TWO = {
     "two": {
         "guest": {"vcpus": 2, "faults": "both", "memory": "file", "access": "read", "stride_pages": 16},
-        "storm": {"placement": "outside", "period_us": 20000, "cpu": "any", "preempted": False},
+        "storm": {"placement": "outside", "period_us": 50000, "cpu": "any", "preempted": False},
     }
 }
 
