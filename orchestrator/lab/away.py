@@ -25,8 +25,10 @@ def enter(machine: Machine, image: BuiltImage, files: boot.Image, asked: Sequenc
     before = machine.link.insist(seen.boot_id, machine.answer_s)
     try:
         root = "" if files.initrd or given else boot.find_root(machine.link, own)
+        # Before the machine is made ready: from then on any reboot may lead into the kernel under test.
+        machine.save("booting", test=image.id, boot_id=before, leaving="")
         boot.load(machine.link, files, boot.command_line(own, machine.host, root, asked), f"{machine.folder}/grub.new")
-        machine.save("booting", test=image.id, boot_id=before, leaving=before)
+        machine.save("booting", leaving=before)
         started = machine.clock.monotonic()
         boot.go(machine.link, machine.agent)
     except boot.Refused as error:

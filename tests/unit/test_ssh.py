@@ -174,12 +174,18 @@ def test_boot_none_benches_what_runs(tmp_path: Path) -> None:
     at_home(lab)
 
 
-def test_grub_boots_once_and_leaves_the_menu_of_others_alone(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, lab_host(tmp_path, boot="grub"))
-    (tmp_path / "bzImage").write_bytes(b"bzImage")
+def grub_lab(folder: Path) -> Lab:
+    """A machine whose owner has something in custom.cfg."""
+    lab = Lab(folder, lab_host(folder, boot="grub"))
+    (folder / "bzImage").write_bytes(b"bzImage")
     lab.host.kernels[b"bzImage"] = TEST
     lab.host.files["/boot/grub/custom.cfg"] = b"# the admin's own\n"
     lab.host.folders |= {"/boot", "/boot/grub"}
+    return lab
+
+
+def test_grub_boots_once_and_leaves_the_menu_of_others_alone(tmp_path: Path) -> None:
+    lab = grub_lab(tmp_path)
     for number in range(2):
         result = lab.run(number)
         assert result.outcome is Outcome.OK, result.reason
@@ -521,39 +527,56 @@ def test_a_clock_that_jumps_moves_nothing(lab: Lab) -> None:
     at_home(lab)
 
 
-@pytest.mark.parametrize("where", ["systemctl kexec", "/done", "osrelease", "reboot"])
-def test_the_tool_is_killed_at_any_moment_and_the_next_run_brings_the_machine_home(tmp_path: Path, where: str) -> None:
-    """A kill is an exception that nobody catches; the next tool is another object, with what is on the disks."""
-    lab = Lab(tmp_path, lab_host(tmp_path, may_change=ALL))
+class Killed(BaseException):
+    """The tool is killed with -9: an exception that nobody catches. The next tool is another object."""
 
-    class Killed(BaseException):
-        pass
 
-    def kill() -> None:
-        raise Killed
+def kill() -> None:
+    raise Killed
 
+
+def as_the_next_tool(lab: Lab) -> None:
+    """What is left of a tool that was killed: what is on the disks, and a lease whose owner is seen to be dead."""
+    lab.host.faults.clear()
+    lab.host.files[f"{FOLDER}/lease"] = b"other " + lab.host.files[f"{FOLDER}/lease"].partition(b" ")[2].replace(
+        b'"start":', b'"start":9'
+    )  # A process of this machine with another start time.
+    lab.target = lab.new_target()
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        ("kexec", "systemctl kexec"),
+        ("kexec", "kexec_loaded"),
+        ("kexec", "/done"),
+        ("kexec", "osrelease"),
+        ("kexec", "reboot"),
+        ("grub", "custom.cfg.new"),
+        ("grub", "sync"),  # after grub-reboot
+    ],
+)
+@pytest.mark.parametrize("rebooted", [False, True])
+def test_the_tool_is_killed_at_any_moment_and_the_next_run_brings_the_machine_home(
+    tmp_path: Path, method: str, where: str, rebooted: bool
+) -> None:
+    """``rebooted``: somebody restarts the machine before the next run comes."""
+    lab = grub_lab(tmp_path) if method == "grub" else Lab(tmp_path, lab_host(tmp_path, may_change=ALL))
     nth = 2 if where in ("/done", "osrelease") else 1
     matches = lambda call, words: where in " ".join(words)  # noqa: E731
     fault = Once(lab.host, matches, kill, nth=nth)
     with pytest.raises(Killed):
         lab.run()
     assert fault.struck
-    lab.host.faults.clear()
-    lab.host.files[f"{FOLDER}/lease"] = b"other " + lab.host.files[f"{FOLDER}/lease"].partition(b" ")[2].replace(
-        b'"start":', b'"start":9'
-    )  # The owner is dead: a process of this machine with another start time.
-    lab.target = lab.new_target()
+    as_the_next_tool(lab)
+    if rebooted:
+        lab.host.do_systemctl("reboot")
+        lab.world.sleep(60)
     lab.target.contact()
     at_home(lab)
 
 
 def test_a_machine_left_in_the_kernel_under_test_that_does_not_answer_is_restarted(lab: Lab) -> None:
-    class Killed(BaseException):
-        pass
-
-    def kill() -> None:
-        raise Killed
-
     Once(lab.host, is_call("size", "/done"), kill)
     with pytest.raises(Killed):
         lab.run()
