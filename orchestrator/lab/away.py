@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from orchestrator.lab import boot, seen, tuning
+from orchestrator.lab.journal import Setting
 from orchestrator.lab.machine import POLL_S, BuiltImage, Crashed, Hung, Machine, NotRun
 from orchestrator.lab.remote import Cut, NoSuchFile
 from orchestrator.lab.seen import Seen
@@ -25,8 +26,9 @@ def enter(machine: Machine, image: BuiltImage, files: boot.Image, asked: Sequenc
     before = machine.link.insist(seen.boot_id, machine.answer_s)
     try:
         root = "" if files.initrd or given else boot.find_root(machine.link, own)
+        settings = _lasting(machine)
         # Before the machine is made ready: from then on any reboot may lead into the kernel under test.
-        machine.save("booting", test=image.id, boot_id=before, leaving="")
+        machine.save("booting", test=image.id, boot_id=before, leaving="", home_before=settings)
         boot.load(machine.link, files, boot.command_line(own, machine.host, root, asked), f"{machine.folder}/grub.new")
         machine.save("booting", leaving=before)
         started = machine.clock.monotonic()
@@ -45,7 +47,8 @@ def enter(machine: Machine, image: BuiltImage, files: boot.Image, asked: Sequenc
 
 def stay(machine: Machine) -> None:
     """Bench the kernel that is running. Raises :class:`Cut`."""
-    machine.save("testing", boot_id=machine.link.insist(seen.boot_id, machine.answer_s))
+    running = machine.link.insist(seen.boot_id, machine.answer_s)
+    machine.save("testing", boot_id=running, home_before=_lasting(machine))
 
 
 def check_paging(machine: Machine, wanted: bool) -> None:
@@ -59,7 +62,10 @@ def check_paging(machine: Machine, wanted: bool) -> None:
 
 
 def tune(machine: Machine, needs_swap: bool) -> None:
-    """Set what may be set, its old values saved before. Raises :class:`NotRun` if the machine refuses, and Cut."""
+    """Set what may be set, its old values saved before: this boot's own, which the known-good kernel may not know.
+
+    Raises :class:`NotRun` if the machine refuses, and :class:`Cut`.
+    """
     now = machine.link.insist(tuning.read_settings, machine.answer_s)
     if needs_swap and not any(setting.knob == "swap" for setting in now):
         raise NotRun("no swap space, which the cell needs (madvise_pageout)")
@@ -103,6 +109,11 @@ def read_crash_dumps(machine: Machine, known: Sequence[str]) -> str:
     if not new:
         return ""
     return machine.link.run(("cat", "--", *new), root=True).stdout
+
+
+def _lasting(machine: Machine) -> tuple[Setting, ...]:
+    now = machine.link.insist(tuning.read_settings, machine.answer_s)
+    return tuning.lasting(now, machine.host.may_change)
 
 
 def _await_boot(machine: Machine, before: str) -> Seen:

@@ -112,7 +112,7 @@ def _clean_up(machine: Machine) -> None:
         if machine.host.boot != "none":
             boot.unload(machine.link)
         now = machine.link.insist(seen.boot_id, machine.answer_s)
-        machine.save("idle", test=None, trial="", before=(), boot_id=now, leaving="")
+        machine.save("idle", test=None, trial="", before=(), home_before=(), boot_id=now, leaving="")
     except (Cut, NotRun) as error:
         machine.lost(f"cannot be put back as it was: {error}")
     journal.settle(machine.host)
@@ -126,7 +126,16 @@ def _stop_program(machine: Machine) -> None:
 
 
 def _put_back(machine: Machine) -> None:
-    before = tuple(setting for setting in machine.journal.before if tuning.is_known(setting))
+    """The settings of before: in the boot in which they were changed its own, in another one the known-good kernel's.
+
+    A kernel under test has its own defaults, and values that the known-good one may refuse. Raises :class:`NotRun`, Cut.
+    """
+    running = machine.link.insist(seen.look, machine.answer_s)
+    if running.boot_id == machine.journal.boot_id:
+        wanted = machine.journal.before
+    else:
+        wanted = machine.journal.home_before if running.kernel == machine.journal.known_good else ()
+    before = tuple(setting for setting in wanted if tuning.is_known(setting))
     now = machine.link.insist(tuning.read_settings, machine.answer_s)
     for setting in tuning.undo(now, before):
         refused = tuning.apply(machine.link, machine.agent, setting)

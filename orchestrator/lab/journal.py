@@ -5,7 +5,7 @@
     FOLDER/journal.json                on the host: the same journal, for tools on other machines
 
 A tool may be killed at any instruction. The next one compares the kernel that runs with ``known_good``, and the
-settings with ``before``, and first puts both right.
+settings with ``before`` or ``home_before``, and first puts both right.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ class Journal:
     """``boot_id`` is of the boot that was last seen; ``test`` the kernel under test while one is booted or about to be.
 
     ``leaving`` is the boot that a boot command was given in, until another one is seen: a machine that still answers in
-    it is not at home, it is on its way out. ``trial`` is the folder on the host of a program that may still run;
-    ``before`` are the settings to put back.
+    it is not at home, it is on its way out. ``trial`` is the folder on the host of a program that may still run.
+
+    ``before`` are the settings to put back as long as the boot ``boot_id`` runs, in which they were read;
+    ``home_before`` those of the known-good kernel, which are put back in any later boot of it.
     """
 
     host: str
@@ -70,6 +72,7 @@ class Journal:
     leaving: str = ""
     trial: str = ""
     before: tuple[Setting, ...] = ()
+    home_before: tuple[Setting, ...] = ()
 
     @property
     def settled(self) -> bool:

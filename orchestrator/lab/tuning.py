@@ -92,6 +92,15 @@ def plan(now: Sequence[Setting], may_change: Sequence[Knob], needs_swap: bool) -
     )
 
 
+def lasting(now: Sequence[Setting], may_change: Sequence[Knob]) -> tuple[Setting, ...]:
+    """Of the known-good kernel's settings those that a trial may cost, since it restarts the machine.
+
+    Swap is not among them: what a boot turns on may have another name there.
+    """
+    switchable = (setting for setting in now if setting.knob != "smt" or setting.value in SMT_SWITCHABLE)
+    return tuple(setting for setting in switchable if setting.knob in may_change and setting.knob != "swap")
+
+
 def undo(now: Sequence[Setting], before: Sequence[Setting]) -> tuple[Setting, ...]:
     """What to set so that the machine is as ``before`` again: those that differ, and SMT first, which brings CPUs."""
     current = {setting.path: setting.value for setting in now}
@@ -104,7 +113,15 @@ def apply(link: Link, agent: str, setting: Setting) -> str:
     switch = "swapon" if setting.value == "on" else "swapoff"
     words = (switch, setting.path) if setting.knob == "swap" else ("set", setting.path, setting.value)
     reply = link.run((agent, *words), root=True)
-    return "" if reply.returncode == 0 else f"cannot set {setting.knob} to {setting.value}: {reply.said}"
+    if reply.returncode == 0 or (setting.knob == "swap" and _swap_is(link, setting)):
+        return ""
+    return f"cannot set {setting.knob} to {setting.value}: {reply.said}"
+
+
+def _swap_is(link: Link, setting: Setting) -> bool:
+    """Whether swap is as wanted after all: neither switch can be thrown twice, and a reply may have got lost."""
+    used = link.insist(swaps, link.host.deadlines.answer_s)
+    return (setting.path in (device for device, _ in used)) == (setting.value == "on")
 
 
 def is_known(setting: Setting) -> bool:

@@ -101,6 +101,7 @@ class FakeHost:
             "/proc/sys/kernel/numa_balancing": "1",
         }
         self.defaults = dict(self.settings)
+        self.kernel_defaults: dict[KernelId, dict[str, str]] = {}  # of one kernel, besides
         self.swap = ["/dev/vda2"]
         self.busy_ticks = 0
         self.busy_rate = 0.0  # CPUs' worth of other work
@@ -127,7 +128,7 @@ class FakeHost:
             if self.epoch == epoch:
                 self.up, self.kernel, self.loaded = True, chosen, None
                 self.command_line = self.next_command_line if into is not GOOD else self.own_command_line
-                self.settings = dict(self.defaults)
+                self.settings = self.defaults | self.kernel_defaults.get(chosen, {})
                 self.swap = ["/dev/vda2"]
                 self.history.append(chosen)
 
