@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from orchestrator.lab import boot, journal, seen, tuning
+from orchestrator.errors import printable
+from orchestrator.lab import boot, job, journal, seen, tuning
 from orchestrator.lab.machine import POLL_S, Machine, NotRun
 from orchestrator.lab.remote import Cut
 
@@ -107,7 +108,9 @@ def _sysrq(machine: Machine) -> str:
 def _clean_up(machine: Machine) -> None:
     """The known-good kernel runs: take back what was set and loaded, and end what may still run."""
     try:
-        _stop_program(machine)
+        folder = _stop_program(machine)
+        if folder:
+            machine.expect(("rm", "-rf", "--", folder), root=True)
         _put_back(machine)
         if machine.host.boot != "none":
             boot.unload(machine.link)
@@ -118,11 +121,17 @@ def _clean_up(machine: Machine) -> None:
     journal.settle(machine.host)
 
 
-def _stop_program(machine: Machine) -> None:
+def _stop_program(machine: Machine) -> str:
+    """End what may still run; the trial's folder on the machine, empty if there is none. Raises :class:`NotRun`, Cut."""
     folder = machine.journal.trial
-    if folder:
-        machine.expect((machine.agent, "stop", folder), root=True)
-        machine.expect(("rm", "-rf", "--", folder), root=True)
+    if not folder:
+        return ""
+    # The journal may come from the machine, where others can write it, and this goes to root.
+    if not job.is_folder(machine, folder):
+        machine.say(f"leaving {printable(folder)} alone, which its journal names: that is no folder of a trial")
+        return ""
+    machine.expect((machine.agent, "stop", folder), root=True)
+    return folder
 
 
 def _put_back(machine: Machine) -> None:

@@ -34,7 +34,7 @@ def start(
     ``whole_log``: keep what the kernel has logged since it booted, not only from now on. With ``root`` the program's
     path is one below that folder (:mod:`orchestrator.lab.root`). Raises :class:`NotRun`, :class:`Cut`.
     """
-    folder = f"{machine.folder}/trials/{machine.lease.token}-{next(_unique)}"
+    folder = f"{_trials(machine)}/{machine.lease.token}-{next(_unique)}"
     machine.save("testing", trial=folder)
     machine.expect(("mkdir", "--parents", "--", folder))
     options = ["--dir", folder, "--deadline", f"{deadline_s:g}", "--log", "whole" if whole_log else "new"]
@@ -44,6 +44,12 @@ def start(
     if reply.returncode not in (0, EXIT_STARTED):
         raise NotRun(f"the program cannot be started: {reply.said}")
     return Started(folder, machine.journal.boot_id)
+
+
+def is_folder(machine: Machine, path: str) -> bool:
+    """Whether a path on the host, from a journal, is one that :func:`start` makes."""
+    parent, _, name = path.rpartition("/")
+    return parent == _trials(machine) and name not in ("", ".", "..")
 
 
 def wait(machine: Machine, job: Started, deadline_s: float) -> None:
@@ -85,6 +91,10 @@ def fetch(machine: Machine, job: Started, names: Sequence[str], folder: Path) ->
         path = f"{job.folder}/{name}"
         if machine.link.insist(lambda transport, path=path: transport.size(path), machine.answer_s) >= 0:  # type: ignore[misc]
             machine.link.get(path, folder / name)
+
+
+def _trials(machine: Machine) -> str:
+    return f"{machine.folder}/trials"
 
 
 def _ended(transport: Transport, job: Started) -> bool:
