@@ -14,11 +14,14 @@ from orchestrator.lab.machine import POLL_S, Machine, NotRun
 from orchestrator.lab.remote import Cut
 
 
-def go_home(machine: Machine) -> None:
-    """From any state to ``idle``. Raises :class:`~orchestrator.lab.machine.MachineGone`, the machine in quarantine."""
+def go_home(machine: Machine, rescue: Callable[[], None] = lambda: None) -> None:
+    """From any state to ``idle``. Raises :class:`~orchestrator.lab.machine.MachineGone`, the machine in quarantine.
+
+    ``rescue`` is called before the trial's folder is removed, when the machine is at home; it may raise :class:`Cut`.
+    """
     machine.save("returning")
     bring_back(machine)
-    _clean_up(machine)
+    _clean_up(machine, rescue)
 
 
 def bring_back(machine: Machine) -> None:
@@ -105,10 +108,11 @@ def _sysrq(machine: Machine) -> str:
     return ""
 
 
-def _clean_up(machine: Machine) -> None:
+def _clean_up(machine: Machine, rescue: Callable[[], None]) -> None:
     """The known-good kernel runs: take back what was set and loaded, and end what may still run."""
     try:
         folder = _stop_program(machine)
+        rescue()
         if folder:
             machine.expect(("rm", "-rf", "--", folder), root=True)
         _put_back(machine)

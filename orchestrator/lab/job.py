@@ -82,15 +82,29 @@ def wait(machine: Machine, job: Started, deadline_s: float) -> None:
     raise Hung(f"no end within {deadline_s:.0f} s{where}")
 
 
-def fetch(machine: Machine, job: Started, names: Sequence[str], folder: Path) -> None:
+def fetch(machine: Machine, job: Started, names: Sequence[str], folder: Path, deadline_s: float) -> None:
     """Copy what the program left, of ``names``, to ``folder``; what it did not leave is not there.
 
-    Raises :class:`Cut`.
+    A cut may last for ``deadline_s`` before a file, and for ``copy_s`` within one. Raises :class:`Cut`.
     """
     for name in names:
         path = f"{job.folder}/{name}"
-        if machine.link.insist(lambda transport, path=path: transport.size(path), machine.answer_s) >= 0:  # type: ignore[misc]
+        if machine.link.insist(lambda transport, path=path: transport.size(path), deadline_s) >= 0:  # type: ignore[misc]
             machine.link.get(path, folder / name)
+
+
+def has_ended(machine: Machine, job: Started) -> bool:
+    """Whether the program came to its end in the boot that it was started in, whatever runs now. Raises :class:`Cut`."""
+
+    def look(transport: Transport) -> bool:
+        if transport.size(f"{job.folder}/{DONE}") < 0:
+            return False
+        try:
+            return transport.read(f"{job.folder}/{KEEPER}").decode().split()[2:3] == [job.boot_id]
+        except (NoSuchFile, ValueError):
+            return False
+
+    return machine.link.insist(look, machine.host.deadlines.copy_s)
 
 
 def _trials(machine: Machine) -> str:

@@ -22,7 +22,7 @@ from orchestrator.kernel.build import BuiltKernel
 from orchestrator.lab import away, boot, contact, home, job, journal, root
 from orchestrator.lab.journal import KernelId
 from orchestrator.lab.machine import BuiltImage, Crashed, Hung, Machine, MachineGone, NotRun
-from orchestrator.lab.remote import CannotWrite, Cut
+from orchestrator.lab.remote import CannotWrite, Cut, NoSuchFile
 from orchestrator.lab.tuning import Conditions
 from orchestrator.store import file_sha256, to_json, write_atomic
 from orchestrator.target.target import COMMAND, CONSOLE, RECORDING, STATUS, Ending, Evidence, Job
@@ -57,6 +57,7 @@ class _Course:
     serial_bytes: int | None = None  # of serial.log, when the machine was asked to come home
     dumps: tuple[str, ...] = field(default_factory=tuple)
     crashed: bool = False
+    started: job.Started | None = None  # as long as what it leaves has not been fetched
     lost: str = ""
 
 
@@ -157,7 +158,7 @@ class SshTarget:
         known_good, booted = machine.journal.known_good, None if image is None else image.id
         record = MachineRecord(machine.host.name, known_good, booted, machine.journal.boot_id, conditions)
         write_atomic(folder / MACHINE, to_json(record))
-        self._run_program(job, copied, folder, image is not None)
+        self._run_program(job, copied, folder, course)
 
     def _image(self, vmlinux: Path) -> BuiltImage:
         kernel = next(item for item in self.kernels if item.vmlinux == vmlinux)
@@ -192,20 +193,43 @@ class SshTarget:
         files = {file.path: file.source for file in job.files}
         return _Copied(f"/bin/{job.program}", root.lay_out(self.machine, {f"bin/{job.program}": local, **files}))
 
-    def _run_program(self, wanted: Job, program: _Copied, folder: Path, booted: bool) -> None:
+    def _run_program(self, wanted: Job, program: _Copied, folder: Path, course: _Course) -> None:
         machine = self.machine
         words = (program.path, *wanted.arguments, "--out", RECORDING)
         inside = f", with {program.root} as its root (lab_agent run --root)" if program.root else ""
         note = f"# On {machine.host.name}, in an empty folder{inside}:\n"
         (folder / COMMAND).write_text(f"{note}{proc.quote(words)}\n")
+        booted = wanted.vmlinux is not None
         started = job.start(machine, words, wanted.guest_deadline_s, whole_log=booted, root=program.root)
+        course.started = started
         try:
             job.wait(machine, started, wanted.deadline_s)
         except Hung:
             with contextlib.suppress(Cut):  # What there is of its words, if the machine still answers.
-                job.fetch(machine, started, (STATUS,), folder)
+                job.fetch(machine, started, (STATUS,), folder, machine.answer_s)
             raise
-        job.fetch(machine, started, (STATUS, KERNEL_LOG, RECORDING), folder)
+        self._fetch(started, folder, course)
+
+    def _fetch(self, started: job.Started, folder: Path, course: _Course) -> None:
+        machine = self.machine
+        job.fetch(machine, started, (STATUS, KERNEL_LOG, RECORDING), folder, machine.host.deadlines.copy_s)
+        course.started = None
+
+    def _rescue(self, folder: Path, course: _Course) -> None:
+        """Fetch what a program left that ended while the machine could not be reached; the trial has ended well then.
+
+        Not if the kernel under test died: that is what came of the trial.
+        """
+        machine = self.machine
+        if course.started is None or course.crashed or not job.has_ended(machine, course.started):
+            return
+        try:
+            self._fetch(course.started, folder, course)
+        except (TargetError, NoSuchFile) as error:
+            machine.say(f"what the trial left cannot be fetched: {error}")
+            return
+        machine.say("the trial had ended before the connection broke; its recording is fetched")
+        course.ending, course.note = "ended", ""
 
     def _ask_where(self, course: _Course) -> None:
         """Let a kernel that hangs say where: the stacks of all CPUs and of all blocked tasks, on its console."""
@@ -221,7 +245,7 @@ class SshTarget:
         if (folder / SERIAL).exists():
             course.serial_bytes = (folder / SERIAL).stat().st_size
         try:
-            home.go_home(machine)
+            home.go_home(machine, lambda: self._rescue(folder, course))
             dumps = away.read_crash_dumps(machine, course.dumps)
         except MachineGone as error:
             return course.lost or error.what

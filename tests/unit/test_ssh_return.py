@@ -38,3 +38,51 @@ def test_the_folder_of_a_trial_that_was_left_is_removed(lab: Lab) -> None:
     lab.target.contact()
     assert not [path for path in lab.host.files if "/trials/" in path]
     at_home(lab)
+
+
+# --- a sample that was finished ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "restarts"),
+    [
+        (45, []),  # longer than an answer may take
+        (100, ["power"]),  # longer than a copy: the machine, which seems dead, is restarted, and has it still
+    ],
+)
+def test_a_finished_sample_survives_a_cut_of_any_length_when_it_is_to_be_fetched(
+    lab: Lab, seconds: float, restarts: list[str]
+) -> None:
+    until: list[float] = []
+
+    def fault(call: str, words: tuple[str, ...]) -> None:
+        if call == "size" and words[0].endswith("status.log") and not until:
+            until.append(lab.world.now + seconds)
+        if until and lab.world.now < until[0]:
+            cut()
+
+    lab.host.faults.append(fault)
+    result = lab.run()
+    assert (result.outcome, result.reason) == (Outcome.OK, "") and result.recording_sha256
+    assert (lab.folder / "trial-0/recording.bin").read_bytes() == lab.host.program.recording
+    assert [word for word in lab.outside.said if word == "power"] == restarts
+    at_home(lab)
+
+
+def test_a_sample_that_was_finished_while_the_machine_was_out_of_reach_past_its_deadline_counts(lab: Lab) -> None:
+    def break_down() -> None:
+        until = lab.world.now + 100
+        lab.host.faults.append(lambda call, words: cut() if lab.world.now < until else None)
+
+    Once(lab.host, is_call("size", "/done"), break_down)
+    result = lab.run(deadline_s=60.0)
+    assert result.outcome is Outcome.OK and result.recording_sha256
+    assert any("had ended before the connection broke" in line for line in lab.said)
+    at_home(lab)
+
+
+def test_what_was_not_finished_when_the_machine_was_restarted_is_no_sample(lab: Lab) -> None:
+    lab.host.program.seconds = 1e6
+    Once(lab.host, is_call("size", "/done"), lambda: lab.host.die())
+    assert lab.run(deadline_s=90.0).outcome is Outcome.HANG
+    assert not (lab.folder / "trial-0/recording.bin").exists()
