@@ -19,17 +19,22 @@ def go_home(machine: Machine, rescue: Callable[[], None] = lambda: None) -> None
 
     ``rescue`` is called before the trial's folder is removed, when the machine is at home; it may raise :class:`Cut`.
     """
+    was_at_home = machine.journal.at_home
     machine.save("returning")
-    bring_back(machine)
+    bring_back(machine, was_at_home)
     _clean_up(machine, rescue)
 
 
-def bring_back(machine: Machine) -> None:
-    """Restart the machine until its known-good kernel runs. Raises as :func:`go_home`."""
+def bring_back(machine: Machine, was_at_home: bool = False) -> None:
+    """Restart the machine until its known-good kernel runs. Raises as :func:`go_home`.
+
+    One that ``was_at_home`` and is silent is waited for first: it need not be the machine that is broken.
+    """
     if _is_home(machine):
         return
     tried = []
-    for name, way in _ways(machine):
+    waiting = (("waiting for it", lambda: _silent(machine)),) if was_at_home else ()
+    for name, way in (*waiting, *_ways(machine)):
         refused = way()
         if refused:
             tried.append(f"{name}: {refused}")
@@ -70,13 +75,18 @@ def _ways(machine: Machine) -> tuple[tuple[str, Callable[[], str]], ...]:
     )
 
 
-def _restarts_itself(machine: Machine) -> str:
-    """A kernel that panicked does (panic=-1); and without a console, one that is silent may have panicked."""
+def _silent(machine: Machine) -> str:
     try:
         machine.link.once(seen.boot_id)
     except Cut:
-        return "" if machine.outside.panicked() or not machine.host.console else "it is silent, and shows no panic"
+        return ""
     return "it answers"
+
+
+def _restarts_itself(machine: Machine) -> str:
+    """A kernel that panicked does (panic=-1); and without a console, one that is silent may have panicked."""
+    panicked = machine.outside.panicked() or not machine.host.console
+    return _silent(machine) or ("" if panicked else "it is silent, and shows no panic")
 
 
 def _reboot(machine: Machine) -> str:

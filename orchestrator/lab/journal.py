@@ -75,6 +75,11 @@ class Journal:
     home_before: tuple[Setting, ...] = ()
 
     @property
+    def at_home(self) -> bool:
+        """Whether no boot command was given since the known-good kernel ran, nor anything measured."""
+        return self.state not in AWAY or (self.state == "booting" and not self.leaving)
+
+    @property
     def settled(self) -> bool:
         """Whether nothing of a trial is left on the machine."""
         return self.state not in AWAY and not self.trial and not self.before

@@ -138,7 +138,9 @@ class SshTarget:
         except Hung as error:
             course.ending, course.note = "wall-deadline", str(error)
         except Cut as error:
-            course.ending, course.note = "killed", f"{self.machine.host.name} cannot be reached: {error}"
+            # Before anything was booted or measured, the machine, or the cable, is all that this says something about.
+            course.ending = "not-run" if self.machine.journal.at_home else "killed"
+            course.note = f"{self.machine.host.name} cannot be reached: {error}"
 
     def _go(self, job: Job, folder: Path, course: _Course) -> None:
         """Copy, boot, check, tune, wait for quiet, run, fetch."""

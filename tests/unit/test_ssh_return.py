@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fakehost import FOLDER, GOOD, Once, cut, lab_host
-from test_ssh import TEST, Killed, Lab, as_the_next_tool, at_home, at_home_state, is_call, kill
+from test_ssh import Killed, Lab, as_the_next_tool, at_home, is_call, kill, state_of
 from test_ssh import cache as cache
 from test_ssh import lab as lab
 
@@ -86,3 +86,38 @@ def test_what_was_not_finished_when_the_machine_was_restarted_is_no_sample(lab: 
     Once(lab.host, is_call("size", "/done"), lambda: lab.host.die())
     assert lab.run(deadline_s=90.0).outcome is Outcome.HANG
     assert not (lab.folder / "trial-0/recording.bin").exists()
+
+
+# --- a machine that nothing was done to -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["append-block", "run"])
+def test_a_cut_while_preparing_that_outlives_all_deadlines_is_no_trial_and_no_reason_to_restart_anything(
+    lab: Lab, call: str
+) -> None:
+    """While the kernel is copied, and while it is loaded: copy_s is 60 s, return_s 120 s."""
+    until: list[float] = []
+    part = "--load" if call == "run" else ""
+
+    def fault(now: str, words: tuple[str, ...]) -> None:
+        if is_call(call, part)(now, words) and state_of(lab) in ("reachable", "booting") and not until:
+            until.append(lab.world.now + 150)
+        if until and lab.world.now < until[0]:
+            cut()
+
+    lab.target.contact()
+    lab.host.faults.append(fault)
+    result = lab.run()
+    assert (result.outcome, result.reason) == (
+        Outcome.NOT_RUN,
+        "rack1 cannot be reached: the connection was cut by the test",
+    )
+    assert (lab.host.history, lab.outside.said, result.machine_lost) == ([GOOD], [], "")
+    at_home(lab)
+
+
+def test_a_machine_that_broke_while_preparing_is_fetched_back_when_waiting_did_not_help(lab: Lab) -> None:
+    lab.target.contact()
+    Once(lab.host, is_call("append-block"), lab.host.die)
+    assert lab.run().outcome is Outcome.NOT_RUN and lab.outside.said == ["sysrq sb", "power"]
+    at_home(lab)
