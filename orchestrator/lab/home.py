@@ -6,12 +6,14 @@ By ever stronger means, each with its deadline; what nothing brings back is quar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from orchestrator.errors import printable
 from orchestrator.lab import boot, job, journal, seen, tuning
 from orchestrator.lab.machine import POLL_S, Machine, NotRun
 from orchestrator.lab.remote import Cut
+
+RECOVERY_LOG = "recovery.log"  # The serial console while a machine is brought home that no trial watches.
 
 
 def go_home(machine: Machine, rescue: Callable[[], None] = lambda: None) -> None:
@@ -34,16 +36,32 @@ def bring_back(machine: Machine, was_at_home: bool = False) -> None:
         return
     tried = []
     waiting = (("waiting for it", lambda: _silent(machine)),) if was_at_home else ()
-    for name, way in (*waiting, *_ways(machine)):
-        refused = way()
-        if refused:
-            tried.append(f"{name}: {refused}")
-            continue
-        if _await_home(machine):
-            return
-        tried.append(f"{name}: no known-good kernel within {machine.host.deadlines.return_s:.0f} s")
-        machine.say(f"does not come back by {name}")
+    with _console(machine):
+        for name, way in (*waiting, *_ways(machine)):
+            refused = way()
+            if refused:
+                tried.append(f"{name}: {refused}")
+                continue
+            if _await_home(machine):
+                return
+            tried.append(f"{name}: no known-good kernel within {machine.host.deadlines.return_s:.0f} s")
+            machine.say(f"does not come back by {name}")
     machine.lost(f"does not come back to {machine.journal.known_good} ({'; '.join(tried)})")
+
+
+@contextlib.contextmanager
+def _console(machine: Machine) -> Iterator[None]:
+    """See to it that the console is watched, between trials too: keys can be sent only where it is."""
+    if machine.outside.watching:
+        yield
+        return
+    log = journal.folder(machine.host) / RECOVERY_LOG
+    log.unlink(missing_ok=True)
+    machine.outside.watch(log)
+    try:
+        yield
+    finally:
+        machine.outside.unwatch()
 
 
 def _is_home(machine: Machine) -> bool:

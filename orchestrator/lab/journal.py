@@ -2,6 +2,7 @@
 
     CACHE/lab/HOST/journal.json        here: the last state that this tool knows of
     CACHE/lab/HOST/quarantine.json     here: why the machine is not used any more
+    CACHE/lab/HOST/recovery.log        here: its serial console when it was last brought home outside a trial
     FOLDER/journal.json                on the host: the same journal, for tools on other machines
 
 A tool may be killed at any instruction. The next one compares the kernel that runs with ``known_good``, and the

@@ -21,6 +21,10 @@ SEARCH_BYTES = 1 << 16
 class Outside(Protocol):
     """The commands of the lab file for one machine. None of these raises if a command fails: they are last resorts."""
 
+    @property
+    def watching(self) -> bool:
+        """Whether the console is being written down; only then can a panic be seen, or a key be sent."""
+
     def watch(self, log: Path) -> None:
         """Let the serial console be written to ``log``, from now until :meth:`unwatch`."""
 
@@ -49,11 +53,17 @@ class RealOutside:
         self._log: Path | None = None
         self._seen = 0
 
+    @property
+    def watching(self) -> bool:
+        """See the protocol."""
+        return self._log is not None
+
     def watch(self, log: Path) -> None:
         """See the protocol. A console command that ends (a server that restarts) is started again when it is needed."""
         self.unwatch()
         self._log = log
         self._seen = 0
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
         self._start()
 

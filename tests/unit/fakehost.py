@@ -432,8 +432,14 @@ class FakeOutside:
     log: Path | None = None
     said: list[str] = field(default_factory=list)
 
+    @property
+    def watching(self) -> bool:
+        return self.log is not None
+
     def watch(self, log: Path) -> None:
+        assert not self.watching
         self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
 
     def unwatch(self) -> None:
@@ -450,9 +456,11 @@ class FakeOutside:
 
     def sysrq(self, keys: str) -> str:
         self.said.append(f"sysrq {keys}")
-        if not self.console_sysrq and "b" in keys:
+        if self.console_sysrq or not self.watching:
+            return self.console_sysrq or "the console command does not run"
+        if "b" in keys:
             self.host.restart(GOOD)
-        return self.console_sysrq
+        return ""
 
     def power_cycle(self) -> str:
         self.said.append("power")

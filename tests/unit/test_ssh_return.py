@@ -10,6 +10,7 @@ from test_ssh import Killed, Lab, as_the_next_tool, at_home, is_call, kill, stat
 from test_ssh import cache as cache
 from test_ssh import lab as lab
 
+from orchestrator.lab import journal
 from orchestrator.lab.journal import Journal
 from orchestrator.results import Outcome
 from orchestrator.store import to_json
@@ -120,4 +121,32 @@ def test_a_machine_that_broke_while_preparing_is_fetched_back_when_waiting_did_n
     lab.target.contact()
     Once(lab.host, is_call("append-block"), lab.host.die)
     assert lab.run().outcome is Outcome.NOT_RUN and lab.outside.said == ["sysrq sb", "power"]
+    at_home(lab)
+
+
+# --- the console outside a trial --------------------------------------------------------------------------------------
+
+
+def test_a_machine_that_a_killed_tool_left_hanging_is_restarted_over_its_console(lab: Lab) -> None:
+    lab.outside.console_sysrq = ""
+    Once(lab.host, is_call("size", "/done"), kill)
+    with pytest.raises(Killed):
+        lab.run()
+    as_the_next_tool(lab)
+    lab.outside.unwatch()  # as it ends with its tool
+    lab.host.die()
+    lab.target.contact()
+    assert lab.outside.said == ["sysrq sb"] and not lab.outside.watching
+    at_home(lab)
+
+
+def test_a_panic_between_two_trials_is_seen_on_the_console(lab: Lab) -> None:
+    """Once somebody looks: the machine restarts by itself, and nothing else is done to it."""
+    lab.target.contact()
+    lab.host.die()
+    lab.world.later(60.0, lambda: lab.outside.print("Kernel panic - not syncing: x\n"))
+    lab.world.later(130.0, lambda: lab.host.restart(GOOD))
+    assert lab.run().outcome is Outcome.OK and lab.outside.said == []
+    log = journal.folder(lab.described) / "recovery.log"
+    assert log.read_text() == "Kernel panic - not syncing: x\n"
     at_home(lab)
