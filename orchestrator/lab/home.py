@@ -17,7 +17,8 @@ RECOVERY_LOG = "recovery.log"  # The serial console while a machine is brought h
 
 
 def go_home(machine: Machine, rescue: Callable[[], None] = lambda: None) -> None:
-    """From any state to ``idle``. Raises :class:`~orchestrator.lab.machine.MachineGone`, the machine in quarantine.
+    """From any state to ``idle``. Raises :class:`~orchestrator.lab.machine.MachineGone`, the machine in quarantine; or
+    held by another run: then nothing is done to it any more, by no means.
 
     ``rescue`` is called before the trial's folder is removed, when the machine is at home; it may raise :class:`Cut`.
     """
@@ -38,6 +39,7 @@ def bring_back(machine: Machine, was_at_home: bool = False) -> None:
     waiting = (("waiting for it", lambda: _silent(machine)),) if was_at_home else ()
     with _console(machine):
         for name, way in (*waiting, *_ways(machine)):
+            machine.not_anothers()
             refused = way()
             if refused:
                 tried.append(f"{name}: {refused}")
@@ -139,6 +141,7 @@ def _sysrq(machine: Machine) -> str:
 def _clean_up(machine: Machine, rescue: Callable[[], None]) -> None:
     """The known-good kernel runs: take back what was set and loaded, and end what may still run."""
     try:
+        machine.still_ours()
         folder = _stop_program(machine)
         rescue()
         if folder:

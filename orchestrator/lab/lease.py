@@ -117,6 +117,18 @@ def give_back(link: Link, agent: str, folder: str, lease: Lease) -> None:
         link.once(lambda transport: transport.remove(_beat_file(path, lease.token)))
 
 
+def other_holder(transport: Transport, folder: str, lease: Lease) -> str:
+    """Who else holds the machine by now, for a message; empty if nobody does, as far as it says.
+
+    A lease that is not there is nobody's: a kernel under test need not mount the disk that it lies on.
+    """
+    try:
+        token, holder = _parse(transport.read(f"{folder}/{NAME}"))
+    except NoSuchFile:
+        return ""
+    return "" if token in (lease.token, NO_LEASE) else _name(holder)
+
+
 def holder_of(transport: Transport, folder: str) -> Owner | None:
     """Who holds the machine, for people; perhaps one that is dead."""
     with contextlib.suppress(NoSuchFile):
@@ -159,7 +171,7 @@ class Keeper:
 
 def _wait_for_death(link: Link, path: str, token: str, holder: Owner | None, say: Callable[[str], None]) -> None:
     """Return when the holder is dead or gone; raise :class:`Held` at its next beat."""
-    name = str(holder) if holder is not None else "somebody (its lease cannot be read)"
+    name = _name(holder)
     first = _beat(link, path, token)
     end = link.clock.monotonic() + DEAD_S
     say(f"{link.host.name} is leased to {name}; waiting to see whether that still lives")
@@ -170,6 +182,10 @@ def _wait_for_death(link: Link, path: str, token: str, holder: Owner | None, say
         if _beat(link, path, token) != first:
             raise Held(f"{link.host.name} is in use by {name}", hint="wait until it has ended, then run this again")
     say(f"{link.host.name}: no sign of life of {name} for {DEAD_S:.0f} s, taking the machine over")
+
+
+def _name(holder: Owner | None) -> str:
+    return str(holder) if holder is not None else "somebody (its lease cannot be read)"
 
 
 def _read(link: Link, path: str) -> tuple[str, Owner | None]:

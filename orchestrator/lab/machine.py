@@ -18,10 +18,10 @@ from orchestrator.errors import TargetError
 from orchestrator.lab import journal
 from orchestrator.lab.clock import Clock
 from orchestrator.lab.journal import Journal, KernelId, State
-from orchestrator.lab.lease import Lease, make_lease
+from orchestrator.lab.lease import Lease, make_lease, other_holder
 from orchestrator.lab.link import Link
 from orchestrator.lab.outside import Outside
-from orchestrator.lab.remote import CannotWrite, Connect, Cut
+from orchestrator.lab.remote import CannotWrite, Connect, Cut, Transport
 from orchestrator.lab.types import LabHost
 
 POLL_S = 1.0
@@ -121,11 +121,14 @@ class Machine:
 
         On the way home the machine may well be down, and its disk full: then it is written here only.
         Raises :class:`Cut`; :class:`NotRun` if the kernel under test cannot write, and :class:`MachineGone` if the
-        machine's own cannot.
+        machine's own cannot, or if another run holds the machine by now: then it is written nowhere.
         """
+        reached = self.not_anothers() if state == "returning" else self.still_ours()
         changed = dataclasses.replace(self.journal, **changes)  # type: ignore[arg-type]
         self._journal = dataclasses.replace(changed, state=state, since=self.clock.utc())
         data = journal.write(self.host, self._journal)
+        if not reached:
+            return
         path = f"{self.folder}/{journal.JOURNAL}"
         try:
             if state == "returning":
@@ -140,6 +143,31 @@ class Machine:
                 raise NotRun(f"{self.host.name}: {error}") from error
             if state != "returning":
                 self.lost(f"cannot be written to: {error}")
+
+    def check_lease(self, transport: Transport) -> None:
+        """Raise :class:`MachineGone` if another run has taken the machine over, and Cut.
+
+        This one has stood still then (a laptop that slept), and whatever it would do now it would do to that run: there
+        may be another kernel, another program, another journal. Before the machine was leased there is nothing to lose.
+        """
+        if self.stop_keeper is None:
+            return
+        other = other_holder(transport, self.folder, self.lease)
+        if other:
+            raise MachineGone(f"{self.host.name} was taken over by {other}")
+
+    def still_ours(self) -> bool:
+        """:meth:`check_lease`, until the machine answers. True; raises as that does."""
+        self.link.insist(self.check_lease, self.answer_s)
+        return True
+
+    def not_anothers(self) -> bool:
+        """:meth:`check_lease`, if the machine answers; whether it did. Raises :class:`MachineGone`."""
+        try:
+            self.link.once(self.check_lease)
+        except Cut:
+            return False
+        return True
 
     def put(self, source: Path, sha256: str, to: str = "") -> str:
         """Copy a file to the machine, named by its content, unless it is there; its path there.
@@ -166,6 +194,7 @@ class Machine:
         if self._free_bytes() >= need:
             return
         self.say("the disk is nearly full: removing what earlier runs left")
+        self.still_ours()
         names = self.link.insist(lambda transport: transport.names(f"{self.folder}/files"), self.answer_s)
         keep = self.agent.rpartition("/")[2]
         old = [f"{self.folder}/files/{name}" for name in names if name != keep]

@@ -106,8 +106,6 @@ class SshTarget:
         try:
             with self._judged(course):
                 self._go(job, folder, course)
-            if course.ending == "wall-deadline":
-                self._ask_where(course)
             lost = self._return(folder, course)
         finally:
             machine.outside.unwatch()
@@ -233,8 +231,12 @@ class SshTarget:
         machine.say("the trial had ended before the connection broke; its recording is fetched")
         course.ending, course.note = "ended", ""
 
-    def _ask_where(self, course: _Course) -> None:
-        """Let a kernel that hangs say where: the stacks of all CPUs and of all blocked tasks, on its console."""
+    def _ask_where(self) -> None:
+        """Let a kernel that hangs say where: the stacks of all CPUs and of all blocked tasks, on its console.
+
+        Raises :class:`MachineGone` if the machine is another run's by now.
+        """
+        self.machine.not_anothers()
         refused = self.machine.outside.sysrq("lw")
         if not refused:
             self.machine.clock.sleep(TRACE_GRACE_S)
@@ -244,9 +246,11 @@ class SshTarget:
         machine = self.machine
         if course.crashed:
             machine.clock.sleep(TRACE_GRACE_S)  # Its last words may still be on their way.
-        if (folder / SERIAL).exists():
-            course.serial_bytes = (folder / SERIAL).stat().st_size
         try:
+            if course.ending == "wall-deadline":
+                self._ask_where()
+            if (folder / SERIAL).exists():
+                course.serial_bytes = (folder / SERIAL).stat().st_size
             home.go_home(machine, lambda: self._rescue(folder, course))
             dumps = away.read_crash_dumps(machine, course.dumps)
         except MachineGone as error:
