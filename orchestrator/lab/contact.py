@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 
+from orchestrator.errors import TargetError
 from orchestrator.lab import home, journal, lease, seen
 from orchestrator.lab.journal import Journal
 from orchestrator.lab.machine import Machine, MachineGone, NotRun
 from orchestrator.lab.remote import CannotWrite, Cut, NoSuchFile, NotTrusted
 from orchestrator.lab.seen import Seen
 from orchestrator.store import file_sha256
+
+CONTACT_BYTES = 8 << 20  # Our agent, a lease and a journal.
 
 
 def contact(machine: Machine) -> None:
@@ -43,15 +48,17 @@ def give_back(machine: Machine) -> None:
 
 def _again(machine: Machine) -> None:
     try:
-        _take_lease(machine)
+        with _usable(machine):
+            _take_lease(machine)
     except Cut as error:
         machine.say(f"does not answer ({error})")
         home.go_home(machine)
-    try:
-        _take_lease(machine)
-        now = machine.link.insist(seen.look, machine.answer_s)
-    except Cut as error:
-        machine.lost(f"cannot be reached any more: {error}")
+    with _usable(machine):
+        try:
+            _take_lease(machine)
+            now = machine.link.insist(seen.look, machine.answer_s)
+        except Cut as error:
+            machine.lost(f"cannot be reached any more: {error}")
     known_good = machine.journal.known_good
     if machine.journal.settled and now.kernel != known_good:
         # Not in quarantine: whoever installed it knows what they do. But half a run on another kernel is no run.
@@ -61,18 +68,28 @@ def _again(machine: Machine) -> None:
 def _first(machine: Machine) -> None:
     known = journal.read(machine.host)
     try:
-        now = _reach(machine, known)
-        _settle_in(machine)
-        _begin(machine, _read_there(machine) or known, now)
-        machine.save(machine.journal.state)
-    except NotTrusted as error:
-        raise MachineGone(error.what, hint=error.hint) from error
-    except (CannotWrite, NotRun) as error:
-        raise MachineGone(f"{machine.host.name} cannot be used: {error}") from error
+        with _usable(machine):
+            now = _reach(machine, known)
+            _settle_in(machine)
+            _begin(machine, _read_there(machine) or known, now)
+            machine.save(machine.journal.state)
     except Cut as error:
         raise MachineGone(f"{machine.host.name} cannot be reached: {error}") from error
     if machine.journal.settled:
         journal.settle(machine.host)
+
+
+@contextlib.contextmanager
+def _usable(machine: Machine) -> Iterator[None]:
+    """Whatever the machine refuses, it is out of this run, and the run goes on. Raises :class:`MachineGone`, and Cut."""
+    try:
+        yield
+    except MachineGone:
+        raise
+    except NotTrusted as error:
+        raise MachineGone(error.what, hint=error.hint) from error
+    except (CannotWrite, NotRun, TargetError) as error:
+        raise MachineGone(f"{machine.host.name} cannot be used: {error}") from error
 
 
 def _reach(machine: Machine, known: Journal | None) -> Seen:
@@ -93,6 +110,10 @@ def _settle_in(machine: Machine) -> None:
     there = machine.link.insist(lambda transport: transport.home(), machine.answer_s)
     machine.folder = machine.host.folder if machine.host.folder.startswith("/") else f"{there}/{machine.host.folder}"
     machine.expect(("mkdir", "-p", "--", f"{machine.folder}/files", f"{machine.folder}/trials"))
+    # Not even a lease fits on a full disk; but what lies there may be in use.
+    if machine.free_bytes() < CONTACT_BYTES:
+        _for_us(lambda: lease.await_free(machine.link, machine.folder, machine.lease, machine.say))
+        machine.make_room(machine.agent_here.stat().st_size)
     machine.agent = machine.put(machine.agent_here, file_sha256(machine.agent_here))
     _take_lease(machine)
     if machine.stop_keeper is None:
@@ -100,8 +121,12 @@ def _settle_in(machine: Machine) -> None:
 
 
 def _take_lease(machine: Machine) -> None:
+    _for_us(lambda: lease.take(machine.link, machine.agent, machine.folder, machine.lease, machine.say))
+
+
+def _for_us(act: Callable[[], object]) -> None:
     try:
-        lease.take(machine.link, machine.agent, machine.folder, machine.lease, machine.say)
+        act()
     except lease.Held as error:
         raise MachineGone(error.what, hint=error.hint) from error
 

@@ -94,19 +94,26 @@ def take(link: Link, agent: str, folder: str, lease: Lease, say: Callable[[str],
     holder, if it is, and :class:`Cut`.
     """
     path = f"{folder}/{NAME}"
-    while True:
-        token, holder = _read(link, path)
-        if token == lease.token:
-            return
-        if token != NO_LEASE and not (holder is not None and holder.dead):
-            _wait_for_death(link, path, token, holder, say)
+    while (token := await_free(link, folder, lease, say)) != lease.token:
         reply = link.run((agent, "swap-token", path, token, lease.text))
         if reply.returncode == 0:
             beat = _beat_file(path, token)
             link.insist(lambda transport: transport.remove(beat), link.host.deadlines.answer_s)  # noqa: B023 (called now)
             return
         if reply.returncode != EXIT_HELD:
-            raise TargetError(f"cannot take the lease of {link.host.name}: {reply.said}")
+            raise TargetError(f"its lease cannot be taken: {reply.said}")
+
+
+def await_free(link: Link, folder: str, lease: Lease, say: Callable[[str], None]) -> str:
+    """Wait until nobody else who lives holds the machine, which is only read; the token of the lease that lies there.
+
+    Raises as :func:`take`.
+    """
+    path = f"{folder}/{NAME}"
+    token, holder = _read(link, path)
+    if token not in (lease.token, NO_LEASE) and not (holder is not None and holder.dead):
+        _wait_for_death(link, path, token, holder, say)
+    return token
 
 
 def give_back(link: Link, agent: str, folder: str, lease: Lease) -> None:

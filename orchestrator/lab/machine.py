@@ -191,7 +191,7 @@ class Machine:
         A machine without that room can run no trial: it is quarantined. Raises :class:`MachineGone`.
         """
         need = need_bytes + self.host.min_free_mib * MIB
-        if self._free_bytes() >= need:
+        if self.free_bytes() >= need:
             return
         self.say("the disk is nearly full: removing what earlier runs left")
         self.still_ours()
@@ -201,12 +201,15 @@ class Machine:
         # Roots hold links to these files, which alone would keep their blocks.
         self.link.run(("rm", "-rf", "--", *old, f"{self.folder}/roots", f"{self.folder}/trials"), root=True)
         self.expect(("mkdir", "-p", "--", f"{self.folder}/trials"))
-        free = self._free_bytes()
+        free = self.free_bytes()
         if free < need:
             self.lost(f"has no room: {free // MIB} MiB are free for {self.folder}, {need // MIB} MiB are needed")
 
-    def _free_bytes(self) -> int:
-        """By POSIX df: the fourth field of the second line, in KiB."""
+    def free_bytes(self) -> int:
+        """Of the disk that holds our folder. Raises :class:`NotRun`, and Cut.
+
+        By POSIX df: the fourth field of the second line, in KiB.
+        """
         return int(self.expect(("df", "-Pk", "--", self.folder)).splitlines()[1].split()[3]) * 1024
 
     def lost(self, reason: str) -> NoReturn:

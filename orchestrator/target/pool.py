@@ -66,10 +66,7 @@ class LabPool:
             yield
         finally:
             del self._own.name
-            with self._changed:
-                if name not in self._gone:
-                    self._free.append(name)
-                self._changed.notify_all()
+            self._give_back(name)
 
     def run(self, job: Job, folder: Path) -> Evidence:
         """Run on the machine that this thread's block holds. Raises :class:`MachineGone`."""
@@ -121,11 +118,21 @@ class LabPool:
                 return name
             except MachineGone as error:
                 self._lose(name, error)
+            except BaseException:
+                # Whatever that was, a block that waits for this machine must not do so for ever.
+                self._give_back(name)
+                raise
 
     def _choose(self, preferred: str) -> str:
         if preferred in self.members and preferred not in self._gone:
             return preferred if preferred in self._free else ""
         return self._free[0] if self._free else ""
+
+    def _give_back(self, name: str) -> None:
+        with self._changed:
+            if name not in self._gone:
+                self._free.append(name)
+            self._changed.notify_all()
 
     def _lose(self, name: str, error: MachineGone) -> None:
         with self._changed:

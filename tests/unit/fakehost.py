@@ -269,6 +269,8 @@ class FakeHost:
 
     def agent_swap_token(self, path: str, expected: str, text: str) -> Reply:
         now = self.files.get(path, b"-").decode()
+        if self.free_bytes < len(text):
+            return Reply(1, "", f"lab_agent: write {path}.7.new: No space left on device")
         if now.split()[0] != expected:
             return Reply(3, now, "")
         if text:

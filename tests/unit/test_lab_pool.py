@@ -12,7 +12,7 @@ import pytest
 from test_engine import experiment, result
 
 from orchestrator import engine
-from orchestrator.errors import UserError
+from orchestrator.errors import TargetError, UserError
 from orchestrator.lab.machine import MachineGone
 from orchestrator.plan import Plan, Trial, make_plan
 from orchestrator.results import Outcome, TrialResult
@@ -221,3 +221,28 @@ def test_a_run_that_ends_for_want_of_machines_names_what_is_missing_if_anything_
     error = stopped(Path("/r/run"), conductor, why)  # type: ignore[arg-type]
     assert error.what.splitlines()[-1] == f"{len(done)} trials have ended, see /r/run/{said}"
     assert error.hint == "orch lab status; the same command again goes on with run"
+
+
+def test_an_error_of_another_kind_at_the_contact_leaves_no_block_waiting_for_that_machine() -> None:
+    """The second block prefers the machine that the first one fails on."""
+    bad = FakeMember("a")
+
+    def contact() -> None:
+        raise TargetError("a: something that nobody has thought of")
+
+    bad.contact = contact  # type: ignore[method-assign]
+    found = pool(bad, FakeMember("b"))
+    plan = make_plan(experiment(arms=2, cells=2, boots=1))
+    found.resume(plan, results(plan, ("000", "a", OK, ""), ("002", "a", OK, "")), ())
+    ended: list[str] = []
+
+    def hold(block: int) -> None:
+        with pytest.raises(TargetError, match="nobody has thought of"), found.block(block):
+            pass
+        ended.append("as it should")
+
+    for block in (0, 1):
+        thread = threading.Thread(target=hold, args=(block,), daemon=True)
+        thread.start()
+        thread.join(10)
+    assert ended == ["as it should"] * 2
