@@ -29,7 +29,7 @@ def enter(machine: Machine, image: BuiltImage, files: boot.Image, asked: Sequenc
         settings = _lasting(machine)
         # Before the machine is made ready: from then on any reboot may lead into the kernel under test.
         machine.save("booting", test=image.id, boot_id=before, leaving="", home_before=settings)
-        boot.load(machine.link, files, boot.command_line(own, machine.host, root, asked), f"{machine.folder}/grub.new")
+        boot.load(machine.link, files, boot.command_line(own, machine.host, root, asked), machine.scratch)
         machine.save("booting", leaving=before)
         started = machine.clock.monotonic()
         boot.go(machine.link, machine.agent)

@@ -6,21 +6,23 @@ and ``grub`` only names an entry for the next boot.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import TargetError
 from orchestrator.kernel.build import IMAGE
 from orchestrator.lab.link import Link
-from orchestrator.lab.remote import Cut, NoSuchFile, Reply
+from orchestrator.lab.remote import CannotWrite, Cut, NoSuchFile, Reply, Transport
 from orchestrator.lab.types import LabHost
 
 ENTRY = "orch-test"
 BEGIN, END = "# orch: begin (written by the tool; the kernel under test, chosen for one boot only)", "# orch: end"
 CUSTOM = "/boot/grub/custom.cfg"  # read by /etc/grub.d/41_custom's part of grub.cfg, so that no update-grub is needed
 GRUB_FOLDER = "/boot/orch"
+SPARE_KIB = 1024  # of /boot, for GRUB's own files
 SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 
 # Of the known-good kernel's command line, what must not reach the kernel under test: its image and initramfs, memory
@@ -102,6 +104,24 @@ def unload(link: Link) -> None:
         link.run(("kexec", "--unload"), root=True)
 
 
+def tidy(link: Link, scratch: str) -> None:
+    """:func:`unload`, and remove what is not needed any more: our entry in GRUB's menu, and all files but its own.
+
+    Those of the last kernel stay, since the next trial may well boot it again. Best effort.
+    """
+    unload(link)
+    if link.host.boot != "grub":
+        return
+    text = _read_custom(link)
+    rest = without_entry(text)
+    if rest == text:
+        return
+    _keep_only(link, [PurePosixPath(path).name for path in _files_of_entry(text)])
+    # A menu that cannot be written is told by the next trial; its entry was for one boot only.
+    with contextlib.suppress(Refused, CannotWrite):
+        _write_custom(link, rest, scratch)
+
+
 def go(link: Link, agent: str) -> None:
     """Leave the running kernel for the one that was loaded. The connection is gone afterwards.
 
@@ -162,21 +182,33 @@ def _load_grub(link: Link, image: Image, line: str, scratch: str) -> None:
         Image(*(_answer(link, ("grub-mkrelpath", path)) if path else "" for path in (image.kernel, image.initrd))),
         line,
     )
+    _write_custom(link, without_entry(_read_custom(link)) + entry, scratch)
+    for argv in (("grub-reboot", ENTRY), ("sync",)):
+        _must(link, argv)
+
+
+def _read_custom(link: Link) -> str:
+    """custom.cfg, whatever else stands in it."""
     try:
-        old = link.insist(lambda transport: transport.read(CUSTOM), link.host.deadlines.answer_s).decode("utf-8")
+        data = link.insist(lambda transport: transport.read(CUSTOM), link.host.deadlines.answer_s)
     except NoSuchFile:
-        old = ""
-    data = (without_entry(old) + entry).encode()
+        return ""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _write_custom(link: Link, text: str, scratch: str) -> None:
+    data = text.encode("utf-8", "surrogateescape")
     link.insist(lambda transport: transport.write(scratch, data), link.host.deadlines.answer_s)
-    for argv in (
-        ("install", "-m", "644", "--", scratch, f"{CUSTOM}.new"),
-        ("mv", "--", f"{CUSTOM}.new", CUSTOM),
-        ("grub-reboot", ENTRY),
-        ("sync",),
-    ):
-        reply = link.run(argv, root=True)
-        if reply.returncode != 0:
-            raise Refused(f"grub refused: {argv[0]}: {reply.said}")
+    _must(link, ("install", "-m", "644", "--", scratch, f"{CUSTOM}.new"))
+    # It may have been moved before a cut: then there is nothing to move any more.
+    _must(link, ("mv", "--", f"{CUSTOM}.new", CUSTOM), or_done=lambda: _read_custom(link) == text)
+
+
+def _must(link: Link, argv: Sequence[str], or_done: Callable[[], bool] = lambda: False) -> None:
+    """Run what must succeed, or, if it cannot be done twice, be found done."""
+    reply = link.run(argv, root=True, deadline_s=link.host.deadlines.copy_s)
+    if reply.returncode != 0 and not or_done():
+        raise Refused(f"grub refused: {argv[0]}: {reply.said}")
 
 
 def grub_entry(uuid: str, image: Image, line: str) -> str:
@@ -197,24 +229,70 @@ def grub_entry(uuid: str, image: Image, line: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def _files_of_entry(text: str) -> list[str]:
+    """The kernel and the initramfs of our block in custom.cfg, as GRUB finds them."""
+    found = re.search(rf"^{re.escape(BEGIN)}\n(.*?)^{re.escape(END)}\n", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^\t(?:linux|initrd) '([^']*)'", found.group(1), re.MULTILINE) if found else []
+
+
 def without_entry(text: str) -> str:
     """custom.cfg without our block."""
     return re.sub(rf"^{re.escape(BEGIN)}\n.*?^{re.escape(END)}\n", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def install(link: Link, path: str) -> str:
-    """Where the boot method finds a file that was copied to ``path``: GRUB must be able to read the disk.
+def install(link: Link, *paths: str) -> tuple[str, ...]:
+    """Where the boot method finds the files that were copied to ``paths``: GRUB must be able to read the disk.
 
-    Raises :class:`Refused`, Cut.
+    The last part of a path is the beginning of the file's SHA-256. Raises :class:`Refused`, Cut.
     """
     if link.host.boot != "grub":
-        return path
-    to = f"{GRUB_FOLDER}/{path.rpartition('/')[2]}"
-    for argv in (("mkdir", "-p", "--", GRUB_FOLDER), ("cp", "--", path, f"{to}.new"), ("mv", "--", f"{to}.new", to)):
-        reply = link.run(argv, root=True)
-        if reply.returncode != 0:
-            raise Refused(f"grub refused: {argv[0]}: {reply.said}")
-    return to
+        return paths
+    _must(link, ("mkdir", "-p", "--", GRUB_FOLDER))
+    files = {path: f"{GRUB_FOLDER}/{PurePosixPath(path).name}" for path in paths}
+    missing = {path: to for path, to in files.items() if not _is_whole(link, to)}
+    if missing:
+        _make_room(link, tuple(missing), [PurePosixPath(path).name for path in paths])
+    for path, to in missing.items():
+        _must(link, ("cp", "--", path, f"{to}.new"))
+        _must(link, ("mv", "--", f"{to}.new", to), or_done=lambda to=to: _is_whole(link, to))  # type: ignore[misc]
+    return tuple(files.values())
+
+
+def _is_whole(link: Link, path: str) -> bool:
+    """Whether a file that is named by its content is there, and has that content."""
+    reply = link.run(("sha256sum", "--", path), root=True, deadline_s=link.host.deadlines.copy_s)
+    return reply.returncode == 0 and reply.stdout.startswith(PurePosixPath(path).name)
+
+
+def _make_room(link: Link, missing: Sequence[str], names: Sequence[str]) -> None:
+    """See to it that ``missing`` fit on the disk of /boot, if need be without other kernels of ours than ``names``."""
+
+    def size(transport: Transport) -> int:
+        return sum(transport.size(path) for path in missing)
+
+    need_kib = -(-link.insist(size, link.host.deadlines.answer_s) // 1024) + SPARE_KIB
+    if _free_kib(link) < need_kib:
+        _keep_only(link, names)
+    free_kib = _free_kib(link)
+    if free_kib < need_kib:
+        raise Refused(f"grub refused: {free_kib} KiB are free for {GRUB_FOLDER}, and {need_kib} KiB are needed")
+
+
+def _keep_only(link: Link, names: Sequence[str]) -> None:
+    """Remove every file in our folder of /boot but ``names``."""
+    there = link.insist(lambda transport: transport.names(GRUB_FOLDER), link.host.deadlines.answer_s)
+    old = [f"{GRUB_FOLDER}/{name}" for name in there if name not in names]
+    if old:
+        link.run(("rm", "-f", "--", *old), root=True)
+
+
+def _free_kib(link: Link) -> int:
+    """By POSIX df: the fourth field of the second line."""
+    reply = link.run(("df", "-Pk", "--", GRUB_FOLDER), root=True)
+    fields = reply.stdout.splitlines()[1:2]
+    if reply.returncode != 0 or not fields:
+        raise Refused(f"grub refused: df: {reply.said}")
+    return int(fields[0].split()[3])
 
 
 def file_to_boot(vmlinux: Path, host: LabHost) -> Path:

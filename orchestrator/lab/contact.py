@@ -81,7 +81,7 @@ def _first(machine: Machine) -> None:
 
 @contextlib.contextmanager
 def _usable(machine: Machine) -> Iterator[None]:
-    """Whatever the machine refuses, it is out of this run, and the run goes on. Raises :class:`MachineGone`, and Cut."""
+    """Whatever the machine refuses, it is out of this run, which goes on. Raises :class:`MachineGone`, and Cut."""
     try:
         yield
     except MachineGone:

@@ -147,8 +147,7 @@ def _clean_up(machine: Machine, rescue: Callable[[], None]) -> None:
         if folder:
             machine.expect(("rm", "-rf", "--", folder), root=True)
         _put_back(machine)
-        if machine.host.boot != "none":
-            boot.unload(machine.link)
+        boot.tidy(machine.link, machine.scratch)
         now = machine.link.insist(seen.boot_id, machine.answer_s)
         machine.save("idle", test=None, trial="", before=(), home_before=(), boot_id=now, leaving="")
     except (Cut, NotRun) as error:
@@ -157,7 +156,7 @@ def _clean_up(machine: Machine, rescue: Callable[[], None]) -> None:
 
 
 def _stop_program(machine: Machine) -> str:
-    """End what may still run; the trial's folder on the machine, empty if there is none. Raises :class:`NotRun`, Cut."""
+    """End what may still run; the trial's folder on the machine, empty if there is none. Raises NotRun and Cut."""
     folder = machine.journal.trial
     if not folder:
         return ""
@@ -172,7 +171,7 @@ def _stop_program(machine: Machine) -> str:
 def _put_back(machine: Machine) -> None:
     """The settings of before: in the boot in which they were changed its own, in another one the known-good kernel's.
 
-    A kernel under test has its own defaults, and values that the known-good one may refuse. Raises :class:`NotRun`, Cut.
+    A kernel under test has its own defaults, and values that the known-good one may refuse. Raises NotRun and Cut.
     """
     running = machine.link.insist(seen.look, machine.answer_s)
     if running.boot_id == machine.journal.boot_id:

@@ -94,7 +94,7 @@ def fetch(machine: Machine, job: Started, names: Sequence[str], folder: Path, de
 
 
 def has_ended(machine: Machine, job: Started) -> bool:
-    """Whether the program came to its end in the boot that it was started in, whatever runs now. Raises :class:`Cut`."""
+    """Whether the program came to its end in the boot that it was started in, whatever runs now. Raises Cut."""
 
     def look(transport: Transport) -> bool:
         if transport.size(f"{job.folder}/{DONE}") < 0:

@@ -97,6 +97,11 @@ class Machine:
         return self.host.deadlines.answer_s
 
     @property
+    def scratch(self) -> str:
+        """A file of ours on the host, for what is on its way to where only root may write."""
+        return f"{self.folder}/scratch"
+
+    @property
     def contacted(self) -> bool:
         """Whether there is a journal."""
         return self._journal is not None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import TargetError
-from orchestrator.lab.machine import NAME_CHARS, Machine
+from orchestrator.lab.machine import NAME_CHARS, Machine, NotRun
 from orchestrator.store import file_sha256, listing_sha256
 
 ROOTS = "roots"
@@ -37,6 +37,10 @@ def lay_out(machine: Machine, files: Mapping[str, Path]) -> str:
     folders = sorted({str(PurePosixPath(new, name).parent) for name in files})
     machine.expect(("mkdir", "-p", "--", *folders))
     for name, path in sorted(files.items()):
-        machine.expect(("ln", "--", machine.put(path, digests[name]), f"{new}/{name}"))
-    machine.expect(("mv", "-T", "--", new, root))
+        # -f: it may have been done before a cut.
+        machine.expect(("ln", "-f", "--", machine.put(path, digests[name]), f"{new}/{name}"))
+    moved = machine.link.run(("mv", "-T", "--", new, root))
+    # As before: it may have been done, and cannot be done twice.
+    if moved.returncode != 0 and machine.link.insist(lambda transport: transport.size(last), machine.answer_s) < 0:
+        raise NotRun(f"{machine.host.name}: mv -T {new} {root}: {moved.said}")
     return root

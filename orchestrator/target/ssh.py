@@ -177,13 +177,13 @@ class SshTarget:
             program = self._put_program(job)
             if image is None:
                 return program, boot.Image("", "")
-            there = []
-            for path, digest in ((image.path, image.sha256), (host.initrd, file_sha256(host.initrd or Path()))):
-                there.append("" if path is None else boot.install(machine.link, machine.put(path, digest)))
+            there = [machine.put(image.path, image.sha256)]
+            there += [] if host.initrd is None else [machine.put(host.initrd, file_sha256(host.initrd))]
+            kernel, *initrd = boot.install(machine.link, *there)
         except CannotWrite as error:
             machine.make_room(COPIED_BYTES)  # Raises MachineGone if that is why.
             raise NotRun(str(error)) from error
-        return program, boot.Image(*there)
+        return program, boot.Image(kernel, *initrd or ("",))
 
     def _put_program(self, job: Job) -> _Copied:
         """One program by itself, or with the files that it wants beside it in a root of its own."""

@@ -91,6 +91,7 @@ class FakeHost:
         self.own_command_line = self.command_line
         self.next_command_line = ""
         self.free_bytes = DISK_BYTES
+        self.boot_free_bytes = DISK_BYTES
         self.settings = {
             "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave",
             "/sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "powersave",
@@ -210,13 +211,20 @@ class FakeHost:
 
     def do_mv(self, *words: str) -> Reply:
         source, to = words[-2:]
+        if not any(f"{path}/".startswith(f"{source}/") for path in self.files):
+            return Reply(1, "", f"mv: cannot stat '{source}': No such file or directory")
         self.files = {
             to + path[len(source) :] if f"{path}/".startswith(f"{source}/") else path: data
             for path, data in self.files.items()
         }
         return OK
 
-    do_install = do_cp = do_ln = lambda self, *words: self._copy(words[-2], words[-1])
+    do_install = do_cp = lambda self, *words: self._copy(words[-2], words[-1])
+
+    def do_ln(self, *words: str) -> Reply:
+        if words[-1] in self.files and "-f" not in words:
+            return Reply(1, "", f"ln: failed to create hard link '{words[-1]}': File exists")
+        return self._copy(words[-2], words[-1])
 
     def _copy(self, source: str, to: str) -> Reply:
         self.files[to] = self.files[source]
@@ -229,10 +237,13 @@ class FakeHost:
         return OK
 
     def do_sha256sum(self, _: str, path: str) -> Reply:
+        if path not in self.files:
+            return Reply(1, "", f"sha256sum: {path}: No such file or directory")
         return Reply(0, f"{hashlib.sha256(self.files[path]).hexdigest()}  {path}\n", "")
 
     def do_df(self, *words: str) -> Reply:
-        return Reply(0, f"Filesystem 1024-blocks Used Available\n/dev/vda1 0 0 {self.free_bytes // 1024} 0% /\n", "")
+        free = self.boot_free_bytes if words[-1].startswith("/boot") else self.free_bytes
+        return Reply(0, f"Filesystem 1024-blocks Used Available\n/dev/vda1 0 0 {free // 1024} 0% /\n", "")
 
     def do_find(self, *words: str) -> Reply:
         return Reply(0, "".join(f"{name}\n" for name in self.pstore), "")
@@ -343,7 +354,7 @@ class FakeHost:
         return Reply(0, f"next_entry={entry}\n" if entry else "", "")
 
     def _grub_kernel(self) -> KernelId:
-        menu = self.files["/boot/grub/custom.cfg"].decode()
+        menu = self.files["/boot/grub/custom.cfg"].decode("utf-8", "replace")
         path = menu.partition("\tlinux '")[2].partition("'")[0]
         self.next_command_line = menu.partition(f"'{path}' '")[2].partition("'\n")[0].replace("' '", " ")
         return self.kernels[self.files[path]]

@@ -70,7 +70,7 @@ def test_a_lease_that_cannot_be_written_takes_the_machine_out_of_the_run(lab: La
         assert lab.run(number).outcome is Outcome.OK
         del lab.host.files[f"{FOLDER}/lease"]
     lab.host.agent_swap_token = lambda *words: Reply(1, "", "open lease.7: Read-only file system")  # type: ignore[method-assign]
-    with pytest.raises(MachineGone, match="rack1 cannot be used: its lease cannot be taken: open lease.7: Read-only"):
+    with pytest.raises(MachineGone, match=r"rack1 cannot be used: its lease cannot be taken: open lease.7: Read-only"):
         lab.run(9)
 
 

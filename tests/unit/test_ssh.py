@@ -186,11 +186,15 @@ def grub_lab(folder: Path) -> Lab:
 
 def test_grub_boots_once_and_leaves_the_menu_of_others_alone(tmp_path: Path) -> None:
     lab = grub_lab(tmp_path)
+    menus: list[str] = []
+    lab.host.on_program = lambda: menus.append(lab.host.files["/boot/grub/custom.cfg"].decode())
     for number in range(2):
         result = lab.run(number)
         assert result.outcome is Outcome.OK, result.reason
-    menu = lab.host.files["/boot/grub/custom.cfg"].decode()
-    assert menu.startswith("# the admin's own\n# orch: begin") and menu.count("menuentry") == 1
+        assert lab.host.files["/boot/grub/custom.cfg"] == b"# the admin's own\n"
+    assert [menu.count("menuentry") for menu in menus] == [1, 1]
+    menu = menus[-1]
+    assert menu.startswith("# the admin's own\n# orch: begin")
     assert "search --no-floppy --fs-uuid --set=root '1234-uuid'" in menu and "'root=/dev/vda1'" in menu
     assert lab.host.history == [GOOD, TEST, GOOD, TEST, GOOD] and "/boot/grub/next_entry" not in lab.host.files
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from fakehost import FOLDER, GOOD, Once, cut, lab_host
+from fakehost import FOLDER, GOOD, Once, cut
 from test_ssh import Killed, Lab, as_the_next_tool, at_home, is_call, kill, state_of
 from test_ssh import cache as cache
 from test_ssh import lab as lab
@@ -23,7 +21,9 @@ from orchestrator.store import to_json
 )
 def test_nothing_but_a_trials_folder_is_removed_as_root_whatever_the_journal_names(lab: Lab, path: str) -> None:
     lab.host.folders.add(FOLDER)
-    lab.host.files[f"{FOLDER}/journal.json"] = to_json(Journal("rack1", "testing", "t", "x", GOOD, "boot-0", trial=path))
+    lab.host.files[f"{FOLDER}/journal.json"] = to_json(
+        Journal("rack1", "testing", "t", "x", GOOD, "boot-0", trial=path)
+    )
     lab.target.contact()
     assert not [call for call in lab.host.calls if call[0] == "rm" or call[1:2] == ("stop",)]
     assert f"rack1: leaving {path} alone, which its journal names: that is no folder of a trial" in lab.said
