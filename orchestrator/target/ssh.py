@@ -234,10 +234,11 @@ class SshTarget:
     def _ask_where(self) -> None:
         """Let a kernel that hangs say where: the stacks of all CPUs and of all blocked tasks, on its console.
 
+        First all messages are let through to it: the stacks of tasks are of a level that is not (sched_show_task()).
         Raises :class:`MachineGone` if the machine is another run's by now.
         """
         self.machine.not_anothers()
-        refused = self.machine.outside.sysrq("lw")
+        refused = self.machine.outside.sysrq("8lw")
         if not refused:
             self.machine.clock.sleep(TRACE_GRACE_S)
 

@@ -422,14 +422,14 @@ def test_the_kernel_under_test_never_answers_and_the_power_switch_helps(lab: Lab
     result = lab.run()
     assert result.outcome is Outcome.HANG
     assert result.reason.startswith("no end within the deadline (wall time) (the kernel under test did not")
-    assert lab.outside.said == ["sysrq lw", "sysrq sb", "power"]
+    assert lab.outside.said == ["sysrq 8lw", "sysrq sb", "power"]
     at_home(lab)
 
 
 def test_the_console_comes_before_the_power_switch(lab: Lab) -> None:
     lab.host.on_boot = lambda kernel: kernel if kernel is GOOD else None
     lab.outside.console_sysrq = ""
-    assert lab.run().outcome is Outcome.HANG and lab.outside.said == ["sysrq lw", "sysrq sb"]
+    assert lab.run().outcome is Outcome.HANG and lab.outside.said == ["sysrq 8lw", "sysrq sb"]
     at_home(lab)
 
 
