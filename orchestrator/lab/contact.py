@@ -117,7 +117,7 @@ def _settle_in(machine: Machine) -> None:
     machine.agent = machine.put(machine.agent_here, file_sha256(machine.agent_here))
     _take_lease(machine)
     if machine.stop_keeper is None:
-        machine.stop_keeper = machine.keep(machine.folder, machine.lease)
+        machine.stop_keeper = machine.keep(machine.folder, machine.lease, machine.doubt)
 
 
 def _take_lease(machine: Machine) -> None:

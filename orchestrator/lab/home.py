@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.errors import printable
 from orchestrator.lab import boot, job, journal, seen, tuning
-from orchestrator.lab.machine import POLL_S, Machine, NotRun
+from orchestrator.lab.machine import POLL_S, Machine, MachineGone, NotRun
 from orchestrator.lab.remote import Cut
 
 RECOVERY_LOG = "recovery.log"  # The serial console while a machine is brought home that no trial watches.
@@ -90,9 +90,24 @@ def _ways(machine: Machine) -> tuple[tuple[str, Callable[[], str]], ...]:
         ("its own restart", lambda: _restarts_itself(machine)),
         ("reboot over SSH", lambda: _reboot(machine)),
         ("SysRq over SSH", lambda: _sysrq(machine)),
-        ("SysRq over the console", lambda: machine.outside.sysrq("sb")),
-        ("power command", machine.outside.power_cycle),
+        ("SysRq over the console", lambda: _from_outside(machine, lambda: machine.outside.sysrq("sb"))),
+        ("power command", lambda: _from_outside(machine, machine.outside.power_cycle)),
     )
+
+
+def _from_outside(machine: Machine, way: Callable[[], str]) -> str:
+    """A way that needs no answer of the machine: not while it may be another run's, which is booting it just now."""
+    if machine.in_doubt:
+        machine.say("this run has stood still; waiting until the machine says whose it is by now")
+        deadlines = machine.host.deadlines
+        try:
+            machine.link.insist(machine.check_lease, deadlines.boot_s + deadlines.return_s)
+        except Cut as error:
+            raise MachineGone(
+                f"{machine.host.name} may be another run's, since this one stood still, and it does not say: {error}"
+            ) from error
+        return "it answers again"
+    return way()
 
 
 def _silent(machine: Machine) -> str:

@@ -14,6 +14,7 @@ import contextlib
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,10 +145,15 @@ def holder_of(transport: Transport, folder: str) -> Owner | None:
 
 
 class Keeper:
-    """Beats for one lease, from a thread and over a connection of its own, until it is stopped."""
+    """Beats for one lease, from a thread and over a connection of its own, until it is stopped.
 
-    def __init__(self, connect: Connect, folder: str, lease: Lease) -> None:
+    ``stood_still`` is called, from that thread, when this process or its machine did for so long that the lease may be
+    another's by now.
+    """
+
+    def __init__(self, connect: Connect, folder: str, lease: Lease, stood_still: Callable[[], None]) -> None:
         self._connect = connect
+        self._stood_still = stood_still
         self._path = _beat_file(f"{folder}/{NAME}", lease.token)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -161,7 +167,10 @@ class Keeper:
     def _run(self) -> None:
         transport: Transport | None = None
         count = 0
+        began = awake_s()
         while not self._stop.wait(BEAT_S if count else 0.0):
+            if awake_s() - began > DEAD_S:
+                self._stood_still()
             count += 1
             # The machine is down for a part of each trial, or its disk is full; whether the lease is lost by that,
             # take() says before it matters.
@@ -172,6 +181,7 @@ class Keeper:
                 if transport is not None:
                     transport.close()
                 transport = None
+            began = awake_s()
         if transport is not None:
             transport.close()
 
@@ -220,6 +230,11 @@ def _beat(link: Link, path: str, token: str) -> bytes:
 def _beat_file(path: str, token: str) -> str:
     # The token is the first word of a file on the host, which others can write.
     return f"{path}.{''.join(char for char in token if char.isalnum())}.beat"
+
+
+def awake_s() -> float:
+    """Seconds since this machine booted, those that it slept included, which the usual monotonic clock leaves out."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def own_boot_id() -> str:

@@ -28,7 +28,8 @@ POLL_S = 1.0
 MIB = 1 << 20
 NAME_CHARS = 40  # of a SHA-256 in a file's name
 
-Keep = Callable[[str, Lease], Callable[[], None]]  # Starts to beat for a lease in a folder; returns what stops it.
+# Starts to beat for a lease in a folder, with what to call if this process has stood still; returns what stops it.
+Keep = Callable[[str, Lease, Callable[[], None]], Callable[[], None]]
 
 
 class NotRun(Exception):
@@ -88,6 +89,7 @@ class Machine:
         self.lease = make_lease(clock.utc())
         self.keep = keep
         self.stop_keeper: Callable[[], None] | None = None
+        self.in_doubt = False  # Whether this run has stood still, and the lease has not been read since.
         self._say = say
         self._journal: Journal | None = None
 
@@ -160,6 +162,11 @@ class Machine:
         other = other_holder(transport, self.folder, self.lease)
         if other:
             raise MachineGone(f"{self.host.name} was taken over by {other}")
+        self.in_doubt = False
+
+    def doubt(self) -> None:
+        """From now on nothing is sure about the lease until it is read; from any thread."""
+        self.in_doubt = True
 
     def still_ours(self) -> bool:
         """:meth:`check_lease`, until the machine answers. True; raises as that does."""

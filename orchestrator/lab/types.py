@@ -108,7 +108,8 @@ class LabHost:
         Field(description=f"what may be set before measuring, and is put back afterwards: {', '.join(KNOBS)}"),
     ] = ()
     max_load: Annotated[
-        float, Field(gt=0, le=1000, description="a trial starts only when fewer CPUs than this are busy, counted over 2 s")
+        float,
+        Field(gt=0, le=1000, description="a trial starts only when fewer CPUs than this are busy, counted over 2 s"),
     ] = 0.5
     min_free_mib: Annotated[int, Field(ge=1, le=2**20, description="room that must be free in folder, MiB")] = 512
     deadlines: Deadlines = Deadlines()

@@ -22,8 +22,8 @@ POWER_LOG = "power.log"
 def make_machine(host: LabHost, guests: Guests, say: Callable[[str], None]) -> Machine:
     """A machine that has not been contacted yet."""
 
-    def keep(folder: str, lease: Lease) -> Callable[[], None]:
-        return Keeper(lambda: connection.connect(hurried(host)), folder, lease).stop
+    def keep(folder: str, lease: Lease, stood_still: Callable[[], None]) -> Callable[[], None]:
+        return Keeper(lambda: connection.connect(hurried(host)), folder, lease, stood_still).stop
 
     return Machine(
         host,

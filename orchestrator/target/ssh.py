@@ -238,6 +238,8 @@ class SshTarget:
         Raises :class:`MachineGone` if the machine is another run's by now.
         """
         self.machine.not_anothers()
+        if self.machine.in_doubt:
+            return
         refused = self.machine.outside.sysrq("8lw")
         if not refused:
             self.machine.clock.sleep(TRACE_GRACE_S)

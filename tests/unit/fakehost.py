@@ -501,7 +501,7 @@ def machine(host: FakeHost, outside: FakeOutside, described: LabHost, agent: Pat
         outside=outside,
         clock=host.world,
         say=said.append,
-        keep=lambda folder, lease: lambda: None,
+        keep=lambda folder, lease, stood_still: lambda: None,
     )
 
 

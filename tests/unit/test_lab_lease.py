@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from pathlib import Path
 
@@ -164,7 +165,7 @@ def test_a_keeper_beats_over_a_connection_of_its_own_until_it_is_stopped(
             raise Cut("no route")
         return bench.host.connect()
 
-    keeper = lease.Keeper(connect, FOLDER, mine)
+    keeper = lease.Keeper(connect, FOLDER, mine, lambda: None)
     seen: set[bytes] = set()
     ends = time.monotonic() + 60
     while len(seen) < 3 and time.monotonic() < ends:
@@ -174,3 +175,19 @@ def test_a_keeper_beats_over_a_connection_of_its_own_until_it_is_stopped(
     keeper._thread.join(60)  # stop() waits for one beat, which is short here.
     last = bench.host.files[path]
     assert len(seen) == 3 and not keeper._thread.is_alive() and bench.host.files[path] == last
+
+
+def test_a_keeper_that_has_stood_still_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a laptop that slept, whose usual clock stood still as well."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.01)
+    slept: list[float] = [0.0]
+    monkeypatch.setattr(lease, "awake_s", lambda: slept[0])
+    mine = make_lease("now")
+    said = threading.Event()
+    keeper = lease.Keeper(bench.host.connect, FOLDER, mine, said.set)
+    while f"{PATH}.{mine.token}.beat" not in bench.host.files:
+        time.sleep(0.001)
+    assert not said.is_set()
+    slept[0] += DEAD_S + BEAT_S
+    assert said.wait(10)
+    keeper.stop()
