@@ -106,7 +106,7 @@ def _from_outside(machine: Machine, way: Callable[[], str]) -> str:
             raise MachineGone(
                 f"{machine.host.name} may be another run's, since this one stood still, and it does not say: {error}"
             ) from error
-        return "it answers again"
+        return _reboot(machine)  # It answers, and is ours.
     return way()
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-from fakehost import FOLDER, GOOD, Once
+from fakehost import FOLDER, GOOD, Once, cut
 from test_ssh import TEST, Lab, is_call
 from test_ssh import cache as cache
 from test_ssh import lab as lab
@@ -139,3 +139,15 @@ def test_a_run_that_stood_still_and_kept_its_machine_brings_it_home(lab: Lab) ->
     lab.host.reboot_works = lab.host.sysrq_works = False
     lab.host.on_program = lambda: lab.target.machine.doubt()
     assert lab.run().outcome is Outcome.OK and lab.outside.said == ["sysrq sb"] and lab.quarantine == ""
+
+
+def test_a_silent_machine_that_turns_out_to_be_ours_still_is_asked_to_reboot(lab: Lab) -> None:
+    def sleep() -> None:
+        until = lab.world.now + 200
+        lab.host.faults.append(lambda call, words: cut() if lab.world.now < until else None)
+        lab.target.machine.doubt()
+
+    while_measuring(lab, sleep)
+    result = lab.run(deadline_s=60.0)
+    assert (result.outcome, result.machine_lost, lab.outside.said) == (Outcome.OK, "", [])
+    assert lab.host.history == [GOOD, TEST, GOOD]
