@@ -58,6 +58,8 @@ def test_base_and_v1_are_booted_by_a_one_time_entry_and_the_next_boot_is_an_ordi
     assert booted[0::2] == [UNDER_TEST, UNDER_TEST] and set(booted[1::2]) == {host.image.release}, booted
     assert host.console().count("Booting `kernel under test'", start) == 2
     assert "Starting new kernel" not in host.console()[start:], "no kexec"
+    # Of the two kernels the last one is kept, and no entry.
+    assert len(host.ssh(f"ls {boot.GRUB_FOLDER}").split()) == 1 and boot.ENTRY not in host.ssh(f"cat {boot.CUSTOM}")
     assert host.ssh("uname -r").strip() == host.image.release and next_entry(host) == ""
 
 
