@@ -12,7 +12,8 @@ from orchestrator import hosttrace, recording
 from orchestrator.analysis import latency
 from orchestrator.analysis.attribution import SLOWEST
 from orchestrator.analysis.causes import CAUSES, CauseShare, SlowFault, TraceCost, TracedBoot
-from orchestrator.analysis.model import BootSummary, CellSummary, CheckResult, CheckStatus, Latency
+from orchestrator.analysis.correctness import CheckStatus
+from orchestrator.analysis.model import BootSummary, CellSummary, CheckResult, Latency
 from orchestrator.analysis.spans import Ints
 from orchestrator.analysis.tally import Tally, passes, tally
 from orchestrator.analysis.traced import NEEDED, OTHER, TAKEN, UNRELATED, Explained, explain
