@@ -23,6 +23,8 @@ from orchestrator.experiment.values import GIT_RANGE_PREFIX
 from orchestrator.results import Provenance
 
 QEMU = "qemu-system-x86_64"
+# Settings of the host that are named after something: a swap device, a vulnerability of the CPU.
+SWAP, MITIGATION = "swap on ", "mitigation of "
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,22 @@ class Host:
 
 
 @dataclass(frozen=True)
+class HostSetting:
+    """A setting of the machine that moves latencies, by its path in /sys or /proc or a name, and its value."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a run needs to be understood, and repeated, later.
 
     ``started`` is UTC, ISO 8601; ``accel`` the accelerator in use and ``accel_why`` the reason in one line. The kernel
     itself (its tree's identity and content) is in ``kernels/``, since it is known only once it is fetched.
     ``fingerprint`` covers everything that decides the trials: a run is continued only by one with the same.
-    ``machines`` are those of a lab, each with what its description says of the measurement.
+    ``machines`` are those of a lab, each with what its description says of the measurement. ``host_settings`` are this
+    machine's when the run began; None if they are not known, or its trials ran on others.
     """
 
     run: str
@@ -92,6 +103,7 @@ class Manifest:
     guests_id: str = ""
     machines: tuple[str, ...] = ()
     linux_guest: LinuxGuestId | None = None
+    host_settings: tuple[HostSetting, ...] | None = None
 
     def of_run(self, run: str) -> Manifest:
         """The same with the name of the run's folder, which is chosen when it is created."""
@@ -109,13 +121,14 @@ def make_manifest(
     lab_fragments: Sequence[Path] = (),
     qemu: str | None = None,
     linux_guest: LinuxGuestId | None = None,
+    host_settings: tuple[HostSetting, ...] | None = None,
 ) -> Manifest:
     """Hash every input and look at the host. ``run`` stays empty until the store creates or finds the folder.
 
     ``guests_id`` is the content of the guest programs (:class:`orchestrator.image.Guests`): a run is not continued with
     others than it began with; ``machines`` likewise, the identities of a lab's. ``lab_fragments`` are kernel config
     fragments besides the experiment's own. ``qemu`` is the version of QEMU, if it is other machines'.
-    ``linux_guest`` is the packed VMM of Linux guests.
+    ``linux_guest`` is the packed VMM of Linux guests. ``host_settings``: see :class:`Manifest`.
 
     Raises :class:`UserError` for an input that cannot be read.
     """
@@ -147,6 +160,7 @@ def make_manifest(
         guests_id=guests_id,
         machines=tuple(machines),
         linux_guest=linux_guest,
+        host_settings=host_settings,
         host=host,
         fingerprint=fingerprint(experiment, fragments, arms, environment),
     )

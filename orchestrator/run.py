@@ -25,7 +25,7 @@ from orchestrator.kernel import arms, build, keep, source
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.selftests import BuiltSelftests
 from orchestrator.kernel.source import KernelTree
-from orchestrator.lab import selection
+from orchestrator.lab import here, selection
 from orchestrator.lab.types import LabHost
 from orchestrator.linuxguest import LinuxKit
 from orchestrator.manifest import Manifest, make_manifest, provenance
@@ -138,6 +138,7 @@ def prepare(
         lab_fragments=selection.fragments(setting.experiment),
         qemu=None if cluster is None else cluster.qemu_version(),
         linux_guest=linuxguest.identify(setting.experiment, packed),
+        host_settings=here.settings() if cluster is None and setting.experiment.target.kind != "ssh" else None,
     )
     return Prepared(began, setting, jobs, guests, packed, manifest)
 

@@ -46,6 +46,13 @@ class Reply:
         return lines[-1] if lines else "it said nothing"
 
 
+class Files(Protocol):
+    """What it takes to look at a machine without changing anything; see :class:`Transport`."""
+
+    def read(self, path: str) -> bytes: ...
+    def names(self, folder: str) -> tuple[str, ...]: ...
+
+
 class Transport(Protocol):
     """One connection to one host. Relative paths start at the user's home folder there.
 

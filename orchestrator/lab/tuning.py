@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from orchestrator.lab.journal import Setting
 from orchestrator.lab.link import Link
-from orchestrator.lab.remote import NoSuchFile, Transport
+from orchestrator.lab.remote import Files, NoSuchFile, Transport
 from orchestrator.lab.types import Knob
 
 CPU = "/sys/devices/system/cpu"
@@ -53,17 +53,17 @@ class Conditions:
     command_line: str
 
 
-def read_settings(transport: Transport) -> tuple[Setting, ...]:
+def read_settings(files: Files) -> tuple[Setting, ...]:
     """Every knob as it stands, governors first: without SMT, half of the CPUs have none that could be set."""
     found: list[Setting] = []
-    for cpu in transport.names(CPU):
+    for cpu in files.names(CPU):
         path = GOVERNOR.format(cpu)
-        if re.fullmatch(r"cpu\d+", cpu) and (governor := _chosen(transport, path)) is not None:
+        if re.fullmatch(r"cpu\d+", cpu) and (governor := _chosen(files, path)) is not None:
             found.append(Setting("governor", path, governor))
     for knob, path in SINGLE:
-        if (value := _chosen(transport, path)) is not None:
+        if (value := _chosen(files, path)) is not None:
             found.append(Setting(knob, path, value))
-    return (*found, *(Setting("swap", device, "on") for device, _ in swaps(transport)))
+    return (*found, *(Setting("swap", device, "on") for device, _ in swaps(files)))
 
 
 def read_conditions(transport: Transport, load: float) -> Conditions:
@@ -133,9 +133,9 @@ def is_known(setting: Setting) -> bool:
     return (setting.knob, setting.path) in SINGLE
 
 
-def swaps(transport: Transport) -> tuple[tuple[str, int], ...]:
+def swaps(files: Files) -> tuple[tuple[str, int], ...]:
     """Swap devices and files in use, with their size in KiB. (/proc/swaps writes blanks in names as \\040.)"""
-    lines = _text(transport, SWAPS).splitlines()[1:]
+    lines = _text(files, SWAPS).splitlines()[1:]
     fields = (line.split() for line in lines)
     return tuple((words[0].replace("\\040", " "), int(words[2])) for words in fields if len(words) >= 3)
 
@@ -159,18 +159,18 @@ def _wanted(setting: Setting) -> str:
     return WANTED[GOVERNOR if setting.knob == "governor" else setting.path]
 
 
-def _chosen(transport: Transport, path: str) -> str | None:
+def _chosen(files: Files, path: str) -> str | None:
     """A setting's value; of "always [madvise] never" the one in brackets. None if the machine does not have it."""
     try:
-        text = transport.read(path).decode("utf-8", "replace").strip()
+        text = files.read(path).decode("utf-8", "replace").strip()
     except NoSuchFile:
         return None
     chosen = re.search(r"\[(\w+)\]", text)
     return chosen.group(1) if chosen else text
 
 
-def _text(transport: Transport, path: str) -> str:
+def _text(files: Files, path: str) -> str:
     try:
-        return transport.read(path).decode("utf-8", "replace").strip()
+        return files.read(path).decode("utf-8", "replace").strip()
     except NoSuchFile:
         return ""
