@@ -19,14 +19,14 @@ from orchestrator.experiment import Cell
 from orchestrator.kernel.build import BuiltKernel
 from orchestrator.kernel.keep import config_name
 from orchestrator.linuxguest import PACKED
-from orchestrator.manifest import FileId
+from orchestrator.manifest import MITIGATION, SWAP, FileId
 from orchestrator.nights.catalogue import Run
 from orchestrator.store import file_sha256, load_json
 from orchestrator.target.ssh import MACHINE, MachineRecord
 from orchestrator.target.target import COMMAND
 from orchestrator.vmm import Packed
 
-NOT_RECORDED = "not recorded"
+NOT_RECORDED, NOT_GIVEN = "not recorded", "not given"
 # The kernel itself, and what is measured again before each boot and differs in the last digit.
 OWN_ARGUMENTS = {"-kernel"}
 MEASURED = re.compile(r"\btsc_early_khz=\d+\s?")
@@ -89,6 +89,36 @@ def _machine(left: Run, right: Run) -> Iterator[Difference]:
         yield from _differ(what, getattr(host, field), getattr(its, field))
     if left.manifest.accel == "kvm":  # The kernel below is half of what a nested exit costs.
         yield from _differ("host's kernel", host.kernel, its.kernel)
+    yield from _settings(left, right)
+
+
+def _settings(left: Run, right: Run) -> Iterator[Difference]:
+    """How this machine was set, if both say so: governor, turbo, SMT, huge pages, microcode, mitigations …"""
+    for name, one, other in _both_settings(left, right):
+        if not _is_noted(name, one, other):
+            yield from _differ(f"host's {name}", one, other)
+
+
+def _settings_notes(left: Run, right: Run) -> Iterator[str]:
+    silent = [run.name for run in (left, right) if run.manifest.host_settings is None]
+    if silent and len(silent) < 2:
+        yield f"{silent[0]} does not say how the host was set (governor, turbo, SMT …)"
+    for name, one, other in _both_settings(left, right):
+        if one != other and _is_noted(name, one, other):
+            yield Difference(f"host's {name}", one, other).render()
+
+
+def _both_settings(left: Run, right: Run) -> Iterator[tuple[str, str, str]]:
+    known = left.manifest.host_settings, right.manifest.host_settings
+    if known[0] is not None and known[1] is not None:
+        ours, theirs = ({item.name: item.value for item in settings} for settings in known if settings is not None)
+        for name in dict.fromkeys([*ours, *theirs]):
+            yield name, ours.get(name, NOT_GIVEN), theirs.get(name, NOT_GIVEN)
+
+
+def _is_noted(name: str, one: str, other: str) -> bool:
+    """Swap that nothing need have used; a vulnerability that just one of two host kernels knows of."""
+    return name.startswith(SWAP) or (name.startswith(MITIGATION) and NOT_GIVEN in (one, other))
 
 
 # --- the machines of a lab --------------------------------------------------------------------------------------------
@@ -154,7 +184,7 @@ def _running(run: Run) -> str:
 
 def _differ_parts(whose: str, left: Mapping[str, str], right: Mapping[str, str]) -> Iterator[Difference]:
     for part in dict.fromkeys([*left, *right]):
-        yield from _differ(f"{whose} {part}", left.get(part, "not given"), right.get(part, "not given"))
+        yield from _differ(f"{whose} {part}", left.get(part, NOT_GIVEN), right.get(part, NOT_GIVEN))
 
 
 # --- programs and cells -----------------------------------------------------------------------------------------------
@@ -270,7 +300,7 @@ def _qemu_arguments(left: Run, right: Run) -> Iterator[Difference]:
         if one is None or other is None:
             continue
         for option in dict.fromkeys([*one, *other]):
-            yield from _differ(f"QEMU's {option}", one.get(option, "not given"), other.get(option, "not given"))
+            yield from _differ(f"QEMU's {option}", one.get(option, NOT_GIVEN), other.get(option, NOT_GIVEN))
         return
 
 
@@ -316,6 +346,16 @@ def _notes(left: Run, right: Run) -> Iterator[str]:
     for run, cells, others in ((left, ours, theirs), (right, theirs, ours)):
         if only := [name for name in cells if name not in others]:
             yield f"only {run.name} has {'cells' if len(only) > 1 else 'cell'} {', '.join(only)}"
+    yield from _host_notes(left, right)
+    one, other = (f"{run.manifest.tool_version} {run.manifest.tool_commit}".strip() for run in (left, right))
+    if one != other:
+        yield f"made by orch {one} and {other}"
+    if left.experiment.report.margin != right.experiment.report.margin:
+        yield f"the margin is the second run's, {right.experiment.report.margin:g}"
+
+
+def _host_notes(left: Run, right: Run) -> Iterator[str]:
+    ours, theirs = (_by_name(run.experiment.cells) for run in (left, right))
     hosts = [run.manifest.host.node for run in (left, right)]
     if left.manifest.accel == "ssh":
         moved = [f"{name} ({on[0]} | {on[1]})" for name in ours if name in theirs if (on := _both(left, right, name))]
@@ -323,11 +363,8 @@ def _notes(left: Run, right: Run) -> Iterator[str]:
             yield f"measured on other machines of the lab: {', '.join(moved)}"
     elif hosts[0] != hosts[1] and left.manifest.accel != "icount":
         yield f"the hosts are {hosts[0]} and {hosts[1]}, of one CPU model"
-    one, other = (f"{run.manifest.tool_version} {run.manifest.tool_commit}".strip() for run in (left, right))
-    if one != other:
-        yield f"made by orch {one} and {other}"
-    if left.experiment.report.margin != right.experiment.report.margin:
-        yield f"the margin is the second run's, {right.experiment.report.margin:g}"
+    if left.manifest.accel not in ("ssh", "icount"):
+        yield from _settings_notes(left, right)
 
 
 def _differ(field: str, left: object, right: object) -> Iterator[Difference]:

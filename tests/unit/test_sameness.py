@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from orchestrator.lab import tuning
 from orchestrator.lab.journal import KernelId, Setting
 from orchestrator.lab.tuning import Conditions
 from orchestrator.linuxguest import PACKED
-from orchestrator.manifest import ArmFiles, FileId, LinuxGuestId, Manifest
+from orchestrator.manifest import ArmFiles, FileId, HostSetting, LinuxGuestId, Manifest
 from orchestrator.nights import catalogue, compare
 from orchestrator.nights.catalogue import Run
 from orchestrator.nights.sameness import examine, same_seeds
@@ -171,6 +172,54 @@ def test_the_kernel_below_matters_under_kvm(past: Past, accel: str, refused: lis
     first = catalogue.open_run(past.night(1, manifest=lambda item: replace(item, accel=accel)))
     changed = past.night(2, manifest=lambda item: replace(item, accel=accel, host=replace(item.host, kernel="9.9")))
     assert [item.field for item in examine(first, catalogue.open_run(changed)).refused] == refused
+
+
+def as_set(*changes: tuple[str, str], lost: str = "") -> Callable[[Manifest], Manifest]:
+    """A run under tcg on a host with these settings, or with ``changes`` to them; ``lost`` is one that it has not."""
+    values = {
+        "governor": "performance", f"{tuning.CPU}/smt/control": "off", "microcode": "0x1",
+        "mitigation of mds": "Not affected", "mitigation of tsa": "Vulnerable", "swap on /dev/dm-1": "on",
+    }  # fmt: skip
+    values |= dict(changes)
+    values.pop(lost, None)
+    settings = tuple(HostSetting(name, value) for name, value in values.items())
+    return lambda item: replace(tcg(item), host_settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused", "notes"),
+    [
+        (as_set(), [], []),
+        (as_set(("governor", "powersave")), ["host's governor: performance | powersave"], []),
+        (as_set((f"{tuning.CPU}/smt/control", "on")), [f"host's {tuning.CPU}/smt/control: off | on"], []),
+        (as_set(("microcode", "0x2")), ["host's microcode: 0x1 | 0x2"], []),
+        (as_set(("mitigation of mds", "Vulnerable")), ["host's mitigation of mds: Not affected | Vulnerable"], []),
+        (as_set(lost="governor"), ["host's governor: performance | not given"], []),
+        (as_set(lost="mitigation of tsa"), [], ["host's mitigation of tsa: Vulnerable | not given"]),
+        (as_set(lost="swap on /dev/dm-1"), [], ["host's swap on /dev/dm-1: on | not given"]),
+        (
+            lambda item: replace(tcg(item), host_settings=None),
+            [],
+            ["simulated-20260903-010000 does not say how the host was set (governor, turbo, SMT …)"],
+        ),
+    ],
+)
+def test_how_the_host_was_set_matters_unless_instructions_are_counted(
+    past: Past, changed: Callable[[Manifest], Manifest], refused: list[str], notes: list[str]
+) -> None:
+    first, second = pair(past, accel=as_set(), manifest=changed)
+    found = examine(first, second)
+    assert [item.render() for item in found.refused] == refused and list(found.notes) == notes
+    exact = [replace(run, manifest=replace(run.manifest, accel="icount")) for run in (first, second)]
+    assert examine(*exact).refused == () and examine(*exact).notes == ()
+
+
+def test_a_manifest_of_before_the_settings_were_recorded_is_read(past: Past) -> None:
+    folder = past.night(1)
+    document = json.loads((folder / "manifest.json").read_text())
+    del document["host_settings"]
+    (folder / "manifest.json").write_text(json.dumps(document))
+    assert catalogue.open_run(folder).manifest.host_settings is None
 
 
 # --- the kernel's configuration and QEMU's arguments ------------------------------------------------------------------
@@ -367,8 +416,9 @@ def test_one_boot_of_two_nights_decides_nothing_where_time_is_noisy(past: Past) 
     first, second = pair(past, accel=tcg, factors={("cell1", "v1", "p99"): 1.5})
     found = compare.versus(first, second)
     assert {item.verdict for item in found.metrics} == {"inconclusive"} and found.worse == ()
-    assert "what changed on the machine between them is part of the difference" in " ".join(
-        compare.render(found).split()
+    text = " ".join(compare.render(found).split())
+    assert (
+        "what changed on the machine between them is part of the difference, and two runs cannot tell how much" in text
     )
 
 
