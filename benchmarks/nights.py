@@ -3,20 +3,22 @@
 Seeded histories of the nights of one experiment on a noisy target: three cells, two arms, seven metrics (42 series).
 A night's value is that of 14 boots, which differ by 2 % each, times what the machine was like in that night, which is
 common to everything measured in it (or each series' own, where said so). Every history goes through the code that
-judges a night. Margin 5 %. First 400 histories of 60 nights without any change, then 300 in which one arm in one cell
+judges a night. Margin 5 %. First 300 histories of 60 nights without any change, then 200 in which one arm in one cell
 is 10 % slower in every time from the 25th night on. The tables are in docs/nightly.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis.levels import MIN_NIGHTS, Call, Series, replay
 
-QUIET, CHANGED, NIGHTS, BEFORE = 400, 300, 60, 24
+QUIET, CHANGED, NIGHTS, BEFORE = 300, 200, 60, 24
 CELLS, ARMS, METRICS = 3, 2, 7
 SERIES = CELLS * ARMS * METRICS
 BOOTS, BOOT_NOISE, MARGIN, STEP = 14, 0.02, 0.05, 1.10
@@ -53,25 +55,41 @@ OTHERS: dict[str, Noise] = {
 }
 
 
+ALL = NOISES | OTHERS
+
+
 def main() -> None:
+    with ProcessPoolExecutor() as pool:
+        tables(pool)
+
+
+def tables(pool: ProcessPoolExecutor) -> None:
     print("| nights differ by (sd) | nights that turned red | red nights | histories with a red night |")
     print("| --- | --- | --- | --- |")
-    for name, noise in (NOISES | OTHERS).items():
-        red = np.array([reds(history(noise, seed)) for seed in range(QUIET)])[:, MIN_NIGHTS:]
+    for name in ALL:
+        red = np.array(list(pool.map(partial(quiet, name), range(QUIET), chunksize=10)))[:, MIN_NIGHTS:]
         turned = red & ~np.roll(red, 1, axis=1)
         turned[:, 0] = red[:, 0]
         print(f"| {name} | {share(turned)} | {share(red)} | {int(red.any(axis=1).sum())} of {QUIET} |")
     print()
     print(f"| red by the Nth night with the change, N | {' | '.join(map(str, AFTER))} | red of the 5th to the 30th |")
     print("| --- |" + " --- |" * (len(AFTER) + 1))
-    for name, noise in list(NOISES.items())[:4]:
-        red = np.array([reds(slowed(noise, seed), ours=True) for seed in range(CHANGED)])[:, BEFORE:]
+    for name in list(NOISES)[:4]:
+        red = np.array(list(pool.map(partial(changed, name), range(CHANGED), chunksize=10)))[:, BEFORE:]
         by = [f"{100 * red[:, :night].any(axis=1).mean():.0f} %" for night in AFTER]
         print(f"| {name} | {' | '.join(by)} | {100 * red[:, 4:30].mean():.0f} % |")
 
 
 def share(found: NDArray[np.bool_]) -> str:
     return f"{int(found.sum())} of {found.size} ({100 * found.mean():.2f} %)"
+
+
+def quiet(name: str, seed: int) -> NDArray[np.bool_]:
+    return reds(history(ALL[name], seed))
+
+
+def changed(name: str, seed: int) -> NDArray[np.bool_]:
+    return reds(slowed(ALL[name], seed), ours=True)
 
 
 def history(noise: Noise, seed: int) -> Floats:

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from orchestrator.analysis.model import Metric
 from orchestrator.analysis.wording import percent
@@ -25,6 +25,7 @@ FEW_RUNS = 40
 LETTER_PT, ROW_PT = 4.4, 9.0
 # About half a panel; the figures of more changes than fit stand in history.txt alone.
 MOST_ROWS = 5
+DATES = 3
 
 
 CAPTION = (
@@ -79,7 +80,7 @@ def _panel(axes: Axes, history: History, arms: list[Series], grid: Grid) -> None
     axes.set_xlim(-0.6, len(history.runs) - 0.4)
     for label in labels:
         _mark(axes, label)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(FixedLocator(_dated(len(history.runs))))
     days = [date_of(run.manifest.started) for run in history.runs]
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: days[round(value)] if 0 <= round(value) < len(days) else "")
@@ -91,6 +92,11 @@ def _panel(axes: Axes, history: History, arms: list[Series], grid: Grid) -> None
         axes.set_ylabel("latency")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _dated(runs: int) -> list[int]:
+    """The runs whose day is written below: none so far to the right that it would be cut off."""
+    return [run for run in range(0, runs, -(-runs // DATES)) if run + 0.6 <= 0.88 * runs]
 
 
 def _line(axes: Axes, series: Series, index: int) -> None:
