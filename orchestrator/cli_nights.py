@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from orchestrator import cli_engine
 from orchestrator.analysis.model import METRICS, Metric
-from orchestrator.errors import EXIT_GATE, EXIT_OK, UserError
+from orchestrator.errors import EXIT_GATE, EXIT_OK, EXIT_STAGE, OrchError, UserError
 from orchestrator.nights import besidepage, catalogue, chronicle, compare, history, nightly, page, several
 from orchestrator.nights.beside import side_by_side
 from orchestrator.progress import Reporter
@@ -32,6 +33,7 @@ results_option = click.option(
     type=click.Path(path_type=Path),
     help="Count RUN as good from now on although something in it is worse. Without CONFIG, do only this.",
 )
+@click.option("--page", "only_page", is_flag=True, help="Without CONFIG: write the page of all nights again.")
 @cli_engine.engine_options
 def nightly_command(
     configs: Sequence[Path],
@@ -39,26 +41,32 @@ def nightly_command(
     jobs: int | None,
     gate: bool,
     accept: Sequence[Path],
+    only_page: bool,
     engine: str | None,
     patience: float | None,
 ) -> int:
-    """Run every CONFIG with the newest kernel tree that its source has, and compare each with its last good run.
+    """Run every CONFIG with the newest kernel tree that its source has, and compare each with the nights before.
 
     For a timer or a CI job. One experiment that fails does not stop the others; one whose last run was interrupted
     goes on with that, and with the tree it began with. All nights are told in RESULTS/nights/index.html.
 
-    Good is a complete run in which no check failed and nothing was worse than in the good run before it.
+    Good is a complete run in which no check failed. Where time is counted in instructions a run is held against the
+    last good one in which nothing was worse, and against an anchor: the last that was accepted, or the first. Elsewhere
+    nights differ by themselves: it is held against all good nights of this machine, once there are six.
 
     Exit codes: 2 a stage failed in one of them; else 1 one of them is your mistake; else, with --gate, 3 something is
-    worse than in the last good run, an arm regressed against its base, or a check failed; else 0.
+    worse than before, an arm regressed against its base, or a check failed; else 0.
     """
     for folder in accept:
         click.echo(f"accepted: {catalogue.accept(folder).name}")
-    if not configs and not accept:
+    if not configs and not accept and not only_page:
         raise UserError("CONFIG is missing", hint="orch nightly configs/quickstart.yaml --gate")
     if not configs:
+        if only_page:
+            _show(page.write(results.absolute()))
         return EXIT_OK
     reporter = Reporter()
+    publisher = Publisher(results.absolute(), reporter)
     night = nightly.run_night(
         configs,
         results.absolute(),
@@ -66,11 +74,39 @@ def nightly_command(
         ["orch", *sys.argv[1:]],
         reporter,
         lambda: cli_engine.open_cluster(engine, patience, reporter),
+        publisher.publish,
     )
-    written, text = page.write(results.absolute())
-    click.echo(text.read_text("utf-8"))
-    click.echo(f"page: {written}")
+    written = publisher.publish()
+    if written is None:  # What the night came to is in its record, and was said.
+        return nightly.exit_code(night, gate) or EXIT_STAGE
+    _show(written)
     return nightly.exit_code(night, gate)
+
+
+def _show(written: tuple[Path, Path]) -> None:
+    html, text = written
+    click.echo(text.read_text("utf-8"))
+    click.echo(f"page: {html}")
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Writes the page of all nights; a page that cannot be written is said, and stops no night."""
+
+    results: Path
+    reporter: Reporter
+
+    def publish(self) -> tuple[Path, Path] | None:
+        """HTML and text; None if it failed."""
+        try:
+            return page.write(self.results)
+        except OrchError as error:
+            self.reporter.say(error.render())
+        except Exception as error:
+            log = nightly.nights_folder(self.results) / "page.log"
+            again = ["orch", "--debug", "nightly", "--page", "--results", str(self.results)]
+            self.reporter.say(nightly.unexpected(error, log, again).render())
+        return None
 
 
 @click.command("history")

@@ -141,14 +141,25 @@ def _usable(folder: Path) -> Run:
     return run
 
 
-def is_good(run: Run) -> bool:
-    """Whether later runs are held against this one: complete, no check failed, and not worse than the good one before.
+def is_exact(run: Run) -> bool:
+    """Whether its time is without noise, so that one run says all that there is to say."""
+    return run.manifest.accel == "icount"
 
-    A worse run counts from the moment at which somebody accepts it.
+
+def is_accepted(run: Run) -> bool:
+    """Whether somebody took it as the new normal."""
+    return (run.folder / ACCEPTED).exists()
+
+
+def is_good(run: Run) -> bool:
+    """Whether later runs are held against this one: complete, no check failed, and where time is exact not worse.
+
+    A worse run counts from the moment at which somebody accepts it. Where time is noisy the slow nights belong to what
+    is known of the machine: without them every lucky night would be the measure of all later ones.
     """
     if run.comparison.status != "complete" or any(check.status == "failed" for check in run.comparison.checks):
         return False
-    return not (run.folder / WORSE).exists() or (run.folder / ACCEPTED).exists()
+    return not is_exact(run) or not (run.folder / WORSE).exists() or is_accepted(run)
 
 
 def mark_worse(run: Run, reference: Run, why: Sequence[str]) -> None:

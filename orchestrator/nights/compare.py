@@ -38,12 +38,12 @@ class Versus:
     @property
     def worse(self) -> tuple[str, ...]:
         """What got worse: a line for each cell and arm with the metrics that decide, and one for each check."""
-        return (*self._moved("regressed"), *(f"check {_where(item)} failed: {item.why}" for item in self.failed))
+        return (*self._moved("regressed"), *(f"check {where(item)} failed: {item.why}" for item in self.failed))
 
     @property
     def better(self) -> tuple[str, ...]:
         """What got better, likewise."""
-        return (*self._moved("improved"), *(f"check {_where(item)} holds again" for item in self.mended))
+        return (*self._moved("improved"), *(f"check {where(item)} holds again" for item in self.mended))
 
     def _moved(self, verdict: Verdict) -> tuple[str, ...]:
         moved = [item for item in self.metrics if item.verdict == verdict and item.decides]
@@ -75,12 +75,15 @@ def versus(left: Run, right: Run) -> Versus:
         wording.cell_verdict(cell, arm, [item for item in metrics if (item.cell, item.arm) == (cell, arm)])
         for cell, arm in pairs
     )
+    failed, mended = turned(left, right), turned(right, left)
+    return Versus(left, right, sameness, exact, metrics, verdicts, failed, mended, only(left, right))
+
+
+def only(left: Run, right: Run) -> tuple[str, ...]:
+    """The arms that just one of two runs has."""
     ours, theirs = ([arm.name for arm in run.experiment.arms] for run in (left, right))
-    only = [f"arm {arm}: only in {left.name}" for arm in ours if arm not in theirs]
-    only += [f"arm {arm}: only in {right.name}" for arm in theirs if arm not in ours]
-    return Versus(
-        left, right, sameness, exact, metrics, verdicts, _turned(left, right), _turned(right, left), tuple(only)
-    )
+    lines = [f"arm {arm}: only in {left.name}" for arm in ours if arm not in theirs]
+    return (*lines, *(f"arm {arm}: only in {right.name}" for arm in theirs if arm not in ours))
 
 
 def _effects(left: Run, right: Run) -> list[compare.Effect]:
@@ -104,7 +107,7 @@ def _by_boot(boots: Sequence[BootSummary]) -> tuple[BootSummary, ...]:
     return tuple(dataclasses.replace(boot, block=boot.boot) for boot in boots)
 
 
-def _turned(before: Run, after: Run) -> tuple[CheckResult, ...]:
+def turned(before: Run, after: Run) -> tuple[CheckResult, ...]:
     """Checks that fail in ``after`` and did not in ``before``."""
     failed = {(item.name, item.arm, item.cell) for item in before.comparison.checks if item.status == "failed"}
     return tuple(
@@ -114,9 +117,10 @@ def _turned(before: Run, after: Run) -> tuple[CheckResult, ...]:
     )
 
 
-def _where(check: CheckResult) -> str:
-    where = ", ".join(part for part in (check.cell, check.arm) if part)
-    return f"{check.name} ({where})" if where else check.name
+def where(check: CheckResult) -> str:
+    """A check with its cell and arm."""
+    place = ", ".join(part for part in (check.cell, check.arm) if part)
+    return f"{check.name} ({place})" if place else check.name
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------
@@ -132,8 +136,8 @@ def render(found: Versus) -> str:
         for verdict in found.verdicts:
             if verdict.cell == cell:
                 lines += _rows(found, verdict)
-    lines += ["", *(f"check {_where(item)} FAILED: {item.why}" for item in found.failed)]
-    lines += [f"check {_where(item)} holds again" for item in found.mended]
+    lines += ["", *(f"check {where(item)} FAILED: {item.why}" for item in found.failed)]
+    lines += [f"check {where(item)} holds again" for item in found.mended]
     lines.append(_last(found))
     return "\n".join(line for text in lines for line in _wrap(printable(text))) + "\n"
 
@@ -163,7 +167,10 @@ def _interval(item: MetricComparison) -> str:
 def _basis(found: Versus) -> str:
     if found.exact:
         return "time is counted in instructions and the seeds are the same: each pair of boots is exact"
-    return "the boots are of two times: what changed on the machine between them is part of the difference"
+    return (
+        "the boots are of two times: what changed on the machine between them is part of the difference, and two runs"
+        " cannot tell how much that is; orch nightly and orch history can"
+    )
 
 
 def _last(found: Versus) -> str:

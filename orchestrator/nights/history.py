@@ -91,9 +91,9 @@ def collect(results: Path, name: str, metrics: Sequence[Metric] = METRICS) -> Hi
     left_out = list(found.left_out)
     runs: list[Run] = []
     for run in found.runs:
-        why = _unlike(run, found.runs[-1])
+        why = difference(run, found.runs[-1])
         if why:
-            left_out.append(LeftOut(run.name, why))
+            left_out.append(LeftOut(run.name, f"not like {found.runs[-1].name}: {why}"))
         else:
             runs.append(run)
     if not runs:
@@ -102,16 +102,16 @@ def collect(results: Path, name: str, metrics: Sequence[Metric] = METRICS) -> Hi
     return _history(name, runs, left_out, metrics)
 
 
-def _unlike(run: Run, newest: Run) -> str:
+def difference(run: Run, newest: Run) -> str:
     """Why ``run`` cannot stand in a row with ``newest``, or nothing."""
     if run is newest:
         return ""
     refused = examine(run, newest).refused
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        return f"not like {newest.name}: {refused[0].render()}{more}"
+        return f"{refused[0].render()}{more}"
     if run.manifest.accel == "icount" and not same_seeds(run, newest):
-        return f"not like {newest.name}: other seeds, which are the sample under icount"
+        return "other seeds, which are the sample under icount"
     return ""
 
 
@@ -126,12 +126,13 @@ def _history(name: str, runs: Sequence[Run], left_out: Sequence[LeftOut], metric
     rate = FALSE_ALARMS / max(1, len(wanted))
     series = []
     for cell, arm, metric in wanted:
-        values = tuple(_value(run, cell, arm, metric) for run in runs)
+        values = tuple(value_of(run, cell, arm, metric) for run in runs)
         series.append(_series(cell, arm, metric, values, margin, None if exact else rate))
     return History(name, tuple(runs), tuple(left_out), cells, arms, tuple(metrics), tuple(series), exact, margin, rate)
 
 
-def _value(run: Run, cell: str, arm: str, metric: Metric) -> float | None:
+def value_of(run: Run, cell: str, arm: str, metric: Metric) -> float | None:
+    """A run's value: latencies in ns; None if there is none, or a boot of that arm did not end well in that cell."""
     summary = next((item for item in run.comparison.summaries if (item.cell, item.arm) == (cell, arm)), None)
     if summary is None or summary.outcome != "ok" or summary.latency is None:
         return None

@@ -1,8 +1,9 @@
-"""One night: every experiment with its newest tree, held against its last good run, and told on one page.
+"""One night: every experiment with its newest tree, held against the nights before it, and told on one page.
 
 results/nights/
     .lock            held while a night runs
     DATE-TIME.json   what one night came to; written after each experiment
+    DATE-TIME-N.log  where a defect of ours ended its N-th experiment
     NAME/            the history of an experiment: history.txt, history.csv, a plot for each metric
     index.html  index.txt
 """
@@ -11,19 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator import experiment, run
+from orchestrator import experiment, proc, run
 from orchestrator.analysis.model import Comparison
-from orchestrator.errors import OrchError, UserError
+from orchestrator.errors import OrchError, StageError, StoreError, UserError, printable
 from orchestrator.nights import catalogue
 from orchestrator.nights.catalogue import Run
-from orchestrator.nights.compare import Versus, versus
-from orchestrator.nights.sameness import examine
+from orchestrator.nights.tonight import Judged, judge
 from orchestrator.progress import Reporter
 from orchestrator.store import load_json, make_folder, take_lock, to_json, write_atomic
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 NIGHTS = "nights"
 LOCK = ".lock"
 
-# fine; worse than the last good run; by itself a regression against the base or a failed check; a stage failed (a
+# fine; worse than the nights before it; by itself a regression against the base or a failed check; a stage failed (a
 # source, a build, a trial that did not end well); the user's mistake.
 State = Literal["fine", "worse", "gate closed", "stage failed", "mistake"]
 
@@ -44,9 +45,9 @@ State = Literal["fine", "worse", "gate closed", "stage failed", "mistake"]
 class Entry:
     """One experiment in one night.
 
-    ``reference`` is the run that it was held against; where there is none, ``no_reference`` says why. ``worse`` and
-    ``better`` are changes against it, ``closed`` what closes the run's own gate, ``notes`` what the two runs differ in
-    besides. ``error`` is what failed, with its log and the next command.
+    From ``reference`` to ``better``, and ``sees``: see :class:`orchestrator.nights.tonight.Judged`. ``closed`` is what
+    closes the run's own gate, ``notes`` what it and the reference differ in besides. ``error`` is what failed, with its
+    log and the next command; ``log`` the name of a log beside this record, of a defect of ours.
     """
 
     config: str
@@ -63,6 +64,10 @@ class Entry:
     notes: tuple[str, ...] = ()
     error: str = ""
     seconds: float = 0.0
+    anchor: str = ""
+    nights: int = 0
+    sees: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,22 @@ class Night:
     started: str
     ended: str
     entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A record that cannot be read: its file, and why."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
+class Records:
+    """All nights on record, the latest first."""
+
+    nights: tuple[Night, ...]
+    damaged: tuple[Damaged, ...]
 
 
 def nights_folder(results: Path) -> Path:
@@ -86,10 +107,12 @@ def run_night(
     command: Sequence[str],
     reporter: Reporter,
     open_cluster: OpenCluster = contextlib.nullcontext,
+    publish: Callable[[], object] = lambda: None,
 ) -> Night:
     """Run every experiment, whatever becomes of the others, and leave a record of the night.
 
-    ``open_cluster`` gives each experiment the machines for its trials, None for this process.
+    ``open_cluster`` gives each experiment the machines for its trials, None for this process. ``publish`` is called
+    after each one but the last: whoever looks at the page need not wait for the night's end.
     An experiment whose last run was interrupted goes on with it. Raises :class:`StoreError` if another night is
     running in this folder.
     """
@@ -98,11 +121,14 @@ def run_night(
     night = Night(began.isoformat(timespec="seconds"), "", ())
     with contextlib.closing(take_lock(folder / LOCK)):
         record = _free(folder, began)
-        for config in configs:
-            entry = one(config, results, jobs, command, reporter, open_cluster)
+        for number, config in enumerate(configs, 1):
+            log = record.with_name(f"{record.stem}-{number}.log")
+            entry = one(config, results, jobs, command, reporter, open_cluster, log)
             reporter.say(f"{entry.experiment}: {entry.state}")
             night = replace(night, entries=(*night.entries, entry))
             write_atomic(record, to_json(night))
+            if number < len(configs):
+                publish()
         night = replace(night, ended=datetime.now(UTC).isoformat(timespec="seconds"))
         write_atomic(record, to_json(night))
     return night
@@ -114,9 +140,13 @@ def one(
     jobs: int | None,
     command: Sequence[str],
     reporter: Reporter,
-    open_cluster: OpenCluster = contextlib.nullcontext,
+    open_cluster: OpenCluster,
+    log: Path,
 ) -> Entry:
-    """One experiment: run it, compare it, and put whatever goes wrong into the record instead of ending the night."""
+    """One experiment: run it, compare it, and put whatever goes wrong into the record instead of ending the night.
+
+    ``log`` is where the traceback of a defect of ours goes.
+    """
     began = time.monotonic()
     reporter.say(f"--- {config}")
     entry = Entry(str(config), config.stem, "stage failed")
@@ -131,9 +161,18 @@ def one(
         )
         reporter.say(error.render())
     except Exception as error:  # A defect of ours in one experiment is no reason to lose the others' night.
-        entry = replace(entry, state="stage failed", error=f"unexpected {type(error).__name__}: {error}")
+        failed = unexpected(error, log, ["orch", "--debug", "run", str(config), "--results", str(results)])
+        entry = replace(entry, state="stage failed", error=failed.render(), log=log.name)
         reporter.say(entry.error)
     return replace(entry, seconds=round(time.monotonic() - began, 1))
+
+
+def unexpected(error: Exception, log: Path, command: Sequence[str]) -> StageError:
+    """A defect of ours as an error that says where: its traceback goes into ``log``; ``command`` shows it again."""
+    write_atomic(log, "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace"))
+    return StageError(
+        f"unexpected {type(error).__name__}: {printable(str(error))}", log=log, hint=proc.quote(list(command))
+    )
 
 
 def _entry(entry: Entry, finished: run.Finished, ran: Run, results: Path) -> Entry:
@@ -141,19 +180,8 @@ def _entry(entry: Entry, finished: run.Finished, ran: Run, results: Path) -> Ent
     entry = replace(
         entry, experiment=found.name, run=ran.name, tree=ran.tree_text, headlines=found.headlines, closed=_closed(found)
     )
-    compared = _against_last_good(ran, results) if found.status != "failed" else "no trial ended well"
-    if isinstance(compared, Versus):
-        entry = replace(
-            entry,
-            reference=compared.left.name,
-            worse=compared.worse,
-            better=compared.better,
-            notes=(*(item.render() for item in compared.sameness.compared), *compared.sameness.notes, *compared.only),
-        )
-        if compared.worse:
-            catalogue.mark_worse(ran, compared.left, compared.worse)
-    else:
-        entry = replace(entry, no_reference=compared)
+    judged = judge(ran, results) if found.status != "failed" else Judged(no_reference="no trial ended well")
+    entry = replace(entry, **vars(judged))
     return replace(entry, state=_state(entry, finished))
 
 
@@ -180,22 +208,6 @@ def _closed(found: Comparison) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _against_last_good(ran: Run, results: Path) -> Versus | str:
-    """The comparison with the newest good run before this one that is like it, or why there is none."""
-    before = [item for item in catalogue.find(results, ran.comparison.name).runs if _order(item) < _order(ran)]
-    unlike = ""
-    for item in reversed([item for item in before if catalogue.is_good(item)]):
-        refused = examine(item, ran).refused
-        if not refused:
-            return versus(item, ran)
-        unlike = unlike or f"the last good run, {item.name}, is not like it: {refused[0].render()}"
-    return unlike or ("no run before it was good" if before else "it is the first")
-
-
-def _order(item: Run) -> tuple[str, str]:
-    return item.manifest.started, item.name
-
-
 def exit_code(night: Night, gate: bool) -> int:
     """2 if a stage failed, else 1 if a config is a mistake, else with ``gate`` 3 if something is worse, else 0."""
     states = {entry.state for entry in night.entries}
@@ -206,10 +218,16 @@ def exit_code(night: Night, gate: bool) -> int:
     return 3 if gate and states & {"worse", "gate closed"} else 0
 
 
-def read_nights(results: Path) -> tuple[Night, ...]:
-    """All nights on record, the latest first. A damaged record raises :class:`StoreError`."""
-    records = sorted(nights_folder(results).glob("[0-9]*.json"), key=lambda path: path.stem, reverse=True)
-    return tuple(load_json(path, Night) for path in records)
+def read_nights(results: Path) -> Records:
+    """What is on record. One file that is damaged is no reason to lose the others."""
+    nights: list[Night] = []
+    damaged: list[Damaged] = []
+    for path in sorted(nights_folder(results).glob("[0-9]*.json"), key=lambda path: path.stem, reverse=True):
+        try:
+            nights.append(load_json(path, Night))
+        except StoreError as error:
+            damaged.append(Damaged(path, error.what.removeprefix(f"{path} is damaged: ")))
+    return Records(tuple(nights), tuple(damaged))
 
 
 def _free(folder: Path, began: datetime) -> Path:

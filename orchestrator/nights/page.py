@@ -13,11 +13,11 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from orchestrator.errors import UserError
+from orchestrator.errors import OrchError, UserError
 from orchestrator.nights import chronicle
 from orchestrator.nights.chronicle import Written
 from orchestrator.nights.history import History, collect
-from orchestrator.nights.nightly import Entry, Night, State, nights_folder, read_nights
+from orchestrator.nights.nightly import Entry, Records, State, nights_folder, read_nights
 from orchestrator.nights.words import date_of, moved
 from orchestrator.report import templates
 from orchestrator.report.plots import Plot
@@ -33,8 +33,6 @@ SIGNS: Mapping[State, str] = {
     "fine": "✓", "worse": "✗", "gate closed": "!", "stage failed": "×", "mistake": "?",
 }  # fmt: skip
 WORDS: Mapping[State, str] = {
-    "fine": "nothing is worse than in the last good run",
-    "worse": "worse than the last good run",
     "gate closed": "an arm regressed against its base, or a check failed",
     "stage failed": "a stage failed",
     "mistake": "the config, a patch or a path cannot work",
@@ -55,12 +53,17 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Day:
-    """One experiment in one night, in the strip and in the table. ``report`` is empty if the run is gone."""
+    """One experiment in one night, in the strip and in the table.
+
+    ``report`` is empty if the run is gone; ``ended`` is False of the last experiment of a night that was interrupted,
+    or goes on.
+    """
 
     date: str
     entry: Entry
     sign: str
     report: str
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,15 @@ class Since:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One experiment: its last night first, what changed since when, its plots."""
+    """One experiment: its last night first, what changed since when, its plots; ``lost`` says why these are missing."""
 
     name: str
     days: tuple[Day, ...]
-    since: tuple[Since, ...]
-    more: int
-    figures: tuple[Drawing, ...]
-    files: tuple[tuple[str, str], ...]
+    since: tuple[Since, ...] = ()
+    more: int = 0
+    figures: tuple[Drawing, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+    lost: str = ""
 
     @property
     def last(self) -> Day:
@@ -90,41 +94,45 @@ class Chapter:
 def write(results: Path) -> tuple[Path, Path]:
     """Make the histories and the two forms of the page again from what is on disk; returns HTML and text."""
     folder = nights_folder(results)
-    nights = read_nights(results)
-    names = dict.fromkeys(entry.experiment for night in nights for entry in night.entries)
-    chapters = tuple(_chapter(results, name, nights) for name in names)
+    records = read_nights(results)
+    names = dict.fromkeys(entry.experiment for night in records.nights for entry in night.entries)
+    chapters = tuple(_chapter(results, name, records) for name in names)
     page, text = folder / "index.html", folder / "index.txt"
-    write_atomic(text, render_text(nights, chapters).encode())
-    write_atomic(page, render_html(nights, chapters).encode())
+    write_atomic(text, render_text(records, chapters).encode())
+    write_atomic(page, render_html(records, chapters).encode())
     return page, text
 
 
-def render_html(nights: Sequence[Night], chapters: Sequence[Chapter]) -> str:
+def render_html(records: Records, chapters: Sequence[Chapter]) -> str:
     """The page."""
     environment = templates.environment("orchestrator.nights")
     return environment.get_template("nights.html").render(
-        nights=nights,
+        nights=records.nights,
+        damaged=records.damaged,
         chapters=chapters,
         days=sorted((day for chapter in chapters for day in chapter.days), key=lambda day: day.date, reverse=True),
         css=templates.stylesheet(environment, "report.css", "nights.css"),
         words=in_words,
+        basis=basis,
         lines=SHOWN_LINES,
         strip=STRIP_NIGHTS,
     )
 
 
-def _chapter(results: Path, name: str, nights: Sequence[Night]) -> Chapter:
+def _chapter(results: Path, name: str, records: Records) -> Chapter:
     days = tuple(
-        Day(_minute(night.started), entry, SIGNS[entry.state], _report(results, entry))
-        for night in nights
+        Day(_minute(night.started), entry, SIGNS[entry.state], _report(results, entry), bool(night.ended))
+        for night in records.nights
         for entry in night.entries
         if entry.experiment == name
     )
     try:
         history = collect(results, name)
+        written = chronicle.write(history, nights_folder(results) / name)
     except UserError:  # It has never come as far as a run.
-        return Chapter(name, days, (), 0, (), ())
-    written = chronicle.write(history, nights_folder(results) / name)
+        return Chapter(name, days)
+    except OrchError as error:
+        return Chapter(name, days, lost=error.what)
     since = tuple(_since(history))
     files = tuple((path.name, f"{name}/{path.name}") for path in written.paths if path.suffix != ".png")
     return Chapter(
@@ -168,14 +176,16 @@ def _minute(started: str) -> str:
 # --- as text ----------------------------------------------------------------------------------------------------------
 
 
-def render_text(nights: Sequence[Night], chapters: Sequence[Chapter]) -> str:
+def render_text(records: Records, chapters: Sequence[Chapter]) -> str:
     """The same for a terminal or a mail."""
+    nights = records.nights
     lines = [f"{len(nights)} night{'s' if len(nights) != 1 else ''} on record; times are UTC"]
+    lines += [f"record damaged, and left out: {item.path}: {item.why}" for item in records.damaged]
     for chapter in chapters:
         lines += ["", *_text_of(chapter)]
     lines += ["", "All nights, the latest first"]
     for night in nights:
-        unfinished = "" if night.ended else " (interrupted)"
+        unfinished = "" if night.ended else " (has not ended: it was interrupted, or goes on)"
         lines.append(f"  {_minute(night.started)}{unfinished}")
         lines += [f"    {entry.state:13} {entry.experiment}  {entry.run}".rstrip() for entry in night.entries]
     return "\n".join(part for line in lines for part in _wrap(clean(line))) + "\n"
@@ -197,23 +207,41 @@ def _text_of(chapter: Chapter) -> Iterator[str]:
             yield f"    and {len(since.lines) - SHOWN_LINES} more, see history.txt"
     if chapter.more:
         yield f"  and {chapter.more} earlier, see history.txt"
+    if chapter.lost:
+        yield f"  no history: {chapter.lost}"
 
 
 def in_words(entry: Entry) -> str:
     """A state in a few words."""
     if entry.state == "fine" and not entry.reference:
-        return "it ran well, and there is no run to compare it with"
-    return WORDS[entry.state]
+        return f"it ran well; {entry.no_reference or 'there is no run to compare it with'}"
+    if entry.state == "fine":
+        return f"nothing is worse than in {_reference(entry)}"
+    return f"worse than {_reference(entry)}" if entry.state == "worse" else WORDS[entry.state]
+
+
+def _reference(entry: Entry) -> str:
+    return f"the last {entry.nights} good nights" if entry.nights else "the last good run"
+
+
+def basis(entry: Entry) -> str:
+    """What it was held against, in words."""
+    if entry.nights:
+        return f"{_reference(entry)} of this machine, to {entry.reference}"
+    if entry.reference:
+        also = f", and the anchor, {entry.anchor}" if entry.anchor and entry.anchor != entry.reference else ""
+        return f"the last good run, {entry.reference}{also}"
+    return f"no other run: {entry.no_reference}" if entry.no_reference else ""
 
 
 def facts(entry: Entry) -> Iterator[str]:
     """What ran, and against what."""
     if entry.run:
         yield f"run {entry.run}, {entry.tree}, {entry.seconds:.0f} s"
-    if entry.reference:
-        yield f"against the last good run, {entry.reference}{'; ' if entry.notes else ''}{'; '.join(entry.notes)}"
-    elif entry.no_reference:
-        yield f"against no other run: {entry.no_reference}"
+    if basis(entry):
+        yield "; ".join([f"against {basis(entry)}", *entry.notes])
+    if entry.sees:
+        yield entry.sees
 
 
 def _wrap(line: str) -> list[str]:

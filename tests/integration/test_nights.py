@@ -24,7 +24,7 @@ def test_a_second_night_is_identical_to_the_first_and_says_so(kernels: dict[str,
     for _ in range(2):
         ended = orch("nightly", config, "--results", results, "--jobs", "2", "--gate")
         assert ended.code == 0, ended.text
-    second, first = (night.entries[0] for night in read_nights(results))
+    second, first = (night.entries[0] for night in read_nights(results).nights)
     assert (first.state, first.no_reference) == ("fine", "it is the first")
     assert (second.state, second.reference, second.worse, second.better) == ("fine", first.run, (), ())
     assert second.tree.startswith("Debian linux-source-5.10 ") and second.notes == ()

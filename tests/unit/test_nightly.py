@@ -62,7 +62,7 @@ class Nights:
 
     def night(self, *configs: Path, words: tuple[str, ...] = ()) -> tuple[Ended, Night]:
         ended = self.orch("nightly", *configs, "--results", self.results, *words)
-        return ended, nightly.read_nights(self.results)[0]
+        return ended, nightly.read_nights(self.results).nights[0]
 
     def runs(self) -> list[str]:
         return sorted(path.parent.name for path in self.results.glob("*/manifest.json"))
@@ -163,7 +163,16 @@ def test_a_defect_of_ours_in_one_experiment_does_not_stop_the_others(nights: Nig
     nights.monkeypatch.setattr(run, "take_tree", fail)
     ended, night = nights.night(first, second)
     assert ended.code == 2 and [entry.state for entry in night.entries] == ["stage failed", "fine"]
-    assert night.entries[0].error == "unexpected ZeroDivisionError: no"
+    log = next((nights.results / "nights").glob("*-1.log"))
+    error = night.entries[0].error
+    assert (
+        error.startswith(f"error: unexpected ZeroDivisionError: no\n  log: {log}\n")
+        and night.entries[0].log == log.name
+    )
+    assert error.endswith(f"\n  next: orch --debug run {first} --results {nights.results}")
+    assert log.read_text().startswith("Traceback") and 'raise ZeroDivisionError("no")' in log.read_text()
+    assert error in ended.err and "ZeroDivisionError" in (nights.results / "nights/index.txt").read_text()
+    assert f'<a href="{log.name}">' in (nights.results / "nights/index.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -242,10 +251,10 @@ def test_a_night_that_is_interrupted_leaves_what_it_has(nights: Nights) -> None:
     nights.monkeypatch.setattr(run, "take_tree", interrupt)
     with pytest.raises(KeyboardInterrupt):
         nightly.run_night([first, second], nights.results, 1, ["orch"], cli.Reporter())
-    (night,) = nightly.read_nights(nights.results)
+    (night,) = nightly.read_nights(nights.results).nights
     assert [entry.experiment for entry in night.entries] == ["a"] and night.ended == ""
     _, text = page.write(nights.results)
-    assert "(interrupted)" in text.read_text()
+    assert "(has not ended: it was interrupted, or goes on)" in text.read_text()
 
 
 def test_a_second_nightly_is_refused_and_told_who_runs(nights: Nights) -> None:
@@ -299,9 +308,58 @@ def test_nothing_from_outside_becomes_markup(nights: Nights) -> None:
         assert "\x1b" not in path.read_text() and "\u202e" not in path.read_text()
 
 
-def test_a_damaged_record_names_its_file(nights: Nights) -> None:
-    folder = nights.results / "nights"
-    folder.mkdir(parents=True)
-    (folder / "20260101-010000.json").write_text("{")
-    with pytest.raises(StoreError, match=r"20260101-010000\.json is damaged"):
-        page.write(nights.results)
+def test_a_damaged_record_is_named_and_the_others_are_told(nights: Nights) -> None:
+    config = nights.config("a")
+    nights.night(config)
+    damaged = nights.results / "nights/20200101-010000.json"
+    damaged.write_text("{")
+    nights.offer(config, "5.10.2-slow")
+    ended, night = nights.night(config, words=("--gate",))
+    assert (ended.code, night.entries[0].state) == (3, "worse")
+    said = f"record damaged, and left out: {damaged}: the file: Invalid JSON"
+    assert said in " ".join(ended.out.split()) and "2 nights on record" in ended.out
+    html = (nights.results / "nights/index.html").read_text()
+    assert f"record damaged, and left out: <code>{damaged}</code>" in html and "worse than the last good run" in html
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (StoreError("cannot write x: No space left"), "error: cannot write x: No space left"),
+    (ZeroDivisionError("no"), "error: unexpected ZeroDivisionError: no\n  log: "),
+])  # fmt: skip
+@pytest.mark.parametrize(("words", "code"), [((), 2), (("--gate",), 3)])
+def test_a_page_that_cannot_be_written_loses_neither_the_night_nor_its_exit_code(
+    nights: Nights, error: Exception, said: str, words: tuple[str, ...], code: int
+) -> None:
+    def fail(results: Path) -> None:
+        raise error
+
+    config = nights.config("a", ("base", "slow"))
+    with nights.monkeypatch.context() as patch:
+        patch.setattr(page, "write", fail)
+        ended, night = nights.night(config, nights.config("b"), words=words)
+    assert ended.code == code and [entry.state for entry in night.entries] == ["gate closed", "fine"]
+    assert ended.err.count(said) == 2, "after the first experiment, and at the end"
+    ended = nights.orch("nightly", "--page", "--results", nights.results)
+    assert ended.code == 0 and "a: GATE CLOSED" in ended.out and "page: " in ended.out
+
+
+def test_a_history_that_cannot_be_made_does_not_hide_the_nights(nights: Nights) -> None:
+    nights.night(nights.config("a"))
+    nights.monkeypatch.setattr(
+        page.chronicle, "write", lambda *_: (_ for _ in ()).throw(StoreError("the disk is full"))
+    )
+    html, text = page.write(nights.results)
+    assert "a: FINE" in text.read_text() and "no history: the disk is full" in text.read_text()
+    assert "No history: the disk is full" in html.read_text()
+
+
+def test_the_page_is_there_after_each_experiment(nights: Nights) -> None:
+    seen: list[str] = []
+    first, second = nights.config("a"), nights.config("b")
+
+    def publish() -> None:
+        seen.append(page.write(nights.results)[1].read_text())
+
+    nightly.run_night([first, second], nights.results, 1, ["orch"], cli.Reporter(), publish=publish)
+    (text,) = seen
+    assert "a: FINE" in text and "b: " not in text and "(has not ended: it was interrupted, or goes on)" in text
