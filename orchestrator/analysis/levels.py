@@ -6,8 +6,8 @@ night is held against their mean by Student's test for a new observation, with t
 
 * So that a shift is found that is smaller than what one night could show, the mean of the last 1, 2, 4 and 8 nights is
   held against the nights before these; each p-value counts four times for it.
-* p-values are one-sided, and Holm's correction keeps the rate over all series: in a world without a change at most
-  :data:`ALPHA` of the nights are called worse, if the logarithms of a night's values are normal.
+* p-values are one-sided, and Holm's correction keeps the rate over all series: in a world without a change a shift to
+  the worse begins in at most :data:`ALPHA` of the nights, if the logarithms of a night's values are normal.
 * A call also needs the 95 % interval of the shift beyond the margin, and the last night itself beyond it: what was one
   night's is not held against the next one. A shift that stands is called again by each night beyond the margin that
   lies nearer to it than to the reference.

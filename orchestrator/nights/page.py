@@ -246,4 +246,7 @@ def facts(entry: Entry) -> Iterator[str]:
 
 def _wrap(line: str) -> list[str]:
     indent = " " * (len(line) - len(line.lstrip()))
-    return textwrap.wrap(line, WIDTH, subsequent_indent=f"{indent}    ", break_on_hyphens=False) or [""]
+    # A path stays in one piece, however long.
+    return textwrap.wrap(
+        line, WIDTH, subsequent_indent=f"{indent}    ", break_on_hyphens=False, break_long_words=False
+    ) or [""]

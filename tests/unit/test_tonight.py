@@ -54,13 +54,13 @@ def crept(past: Past, number: int, factor: float) -> Path:
 
 def test_a_creep_within_the_margin_from_night_to_night_is_found_by_the_anchor(past: Past) -> None:
     states = []
-    for number in range(6):
+    for number in range(5):
         found = judged(past, folder := crept(past, number, 1.008**number))
         states.append((bool(found.worse), found.reference, found.anchor))
     names = [path.parent.name for path in sorted(past.results.glob("*/manifest.json"))]
     assert states[:3] == [(False, "", ""), (False, names[0], names[0]), (False, names[1], names[0])]
-    assert states[3:] == [(True, names[2], names[0])] * 3, "2.4 % from the first, and the worse ones are no reference"
-    assert found.worse == (f"cell0, base: p50 +4.1 % since the anchor, {names[0]}",)
+    assert states[3:] == [(True, names[2], names[0])] * 2, "2.4 % from the first, and the worse ones are no reference"
+    assert found.worse == (f"cell0, base: p50 +3.2 % since the anchor, {names[0]}",)
     assert (folder / WORSE).exists()
 
 
