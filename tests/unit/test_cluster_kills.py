@@ -22,7 +22,9 @@ from ports import free_port
 from simulated_orch import make_recording, write_config
 
 from orchestrator import run
+from orchestrator.engine import cluster
 from orchestrator.engine.cluster import Cluster
+from orchestrator.engine.dispatch import Dispatch
 from orchestrator.errors import EngineError
 from orchestrator.experiment import load
 from orchestrator.plan import make_plan
@@ -136,23 +138,22 @@ def no_report(store: Store) -> run.Finished:
 
 
 class Client(threading.Thread):
-    """``orch run`` in a thread, patient at first, then for ``patience_s``; ``said`` is what it tells the user."""
+    """``orch run`` in a thread; ``said`` is what it tells the user."""
 
-    def __init__(self, config: Path, engine: str, patience_s: float = DEADLINE_S) -> None:
+    def __init__(self, config: Path, engine: str) -> None:
         super().__init__(daemon=True)
-        self.arguments = (config, engine, patience_s)
+        self.arguments = (config, engine)
         self.stream = io.StringIO()
         self.finished: run.Finished | None = None
         self.error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
-        config, engine, patience_s = self.arguments
+        config, engine = self.arguments
         reporter = Reporter(self.stream)
         try:
-            with Cluster(engine, DEADLINE_S, reporter.say) as cluster:
-                cluster._patience_s = patience_s
-                self.finished = run.run(config, config.parent / "results", None, ["orch"], reporter, cluster=cluster)
+            with Cluster(engine, DEADLINE_S, reporter.say) as joined:
+                self.finished = run.run(config, config.parent / "results", None, ["orch"], reporter, cluster=joined)
         except BaseException as error:
             self.error = error
 
@@ -214,7 +215,7 @@ def test_a_worker_that_is_killed_has_its_block_repeated_elsewhere(machines: Mach
 def test_the_scheduler_is_killed_and_comes_back(machines: Machines, config: Path) -> None:
     machines.hold(3)
     client = Client(config, machines.engine)
-    wait_until(lambda: "trial 00" in client.said)
+    wait_until(lambda: "trial 00" in client.said or not client.is_alive())
     lives = {name: machines.lives(name) for name in WORKERS}
     machines.kill("scheduler")
     before = len(said_trials(client.said))
@@ -229,11 +230,20 @@ def test_the_scheduler_is_killed_and_comes_back(machines: Machines, config: Path
 
 
 def test_a_scheduler_that_does_not_come_back_ends_it_and_the_same_command_goes_on(
-    machines: Machines, config: Path
+    machines: Machines, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[Dispatch] = []
+
+    class Noted(Dispatch):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            made.append(self)
+
+    monkeypatch.setattr(cluster, "Dispatch", Noted)
     machines.hold(3)
-    client = Client(config, machines.engine, patience_s=1.0)
-    wait_until(lambda: "trial 00" in client.said)
+    client = Client(config, machines.engine)
+    wait_until(lambda: "trial 00" in client.said or not client.is_alive())
+    made[0].patience_s = 1.0  # Now: on a loaded machine its workers may take longer to be ready.
     machines.kill("scheduler")
     client.join(DEADLINE_S)
     machines.let_go()
