@@ -21,6 +21,8 @@ from orchestrator.analysis.symptoms import SYMPTOMS, Symptom, Symptoms
 from orchestrator.experiment import Experiment
 from orchestrator.recording import Recording
 
+# What a boot's metric of lateness rests on, where that is too little for a verdict on one pair of boots.
+FEW_WAKEUPS = {"jitter_p99": "the latest few wakeups", "jitter_max": "a single wakeup"}
 STEAL_TICK_NS = 10_000_000  # USER_HZ is 100 on x86, and /proc/stat counts in it.
 
 
@@ -84,13 +86,13 @@ def judge(
 
 
 def _plain(item: MetricComparison, open_: bool) -> MetricComparison:
-    """Without a verdict before the next look, and where it would be one on a single event: the latest wakeup of one
-    pair of boots."""
+    """Without a verdict before the next look, and where it would be one on a few events: the latest wakeups of one pair
+    of boots. One stall of the host moves them, and the control in another process meets stalls as well."""
     if open_:
         return replace(item, verdict="inconclusive", reason="before the next look", boots_needed=None)
-    if item.metric != "jitter_max" or item.pairs > 1:
+    if item.metric not in FEW_WAKEUPS or item.pairs > 1:
         return item
-    return replace(item, verdict="inconclusive", reason="one boot: a single wakeup")
+    return replace(item, verdict="inconclusive", reason=f"one boot: {FEW_WAKEUPS[item.metric]}")
 
 
 def _effect(
