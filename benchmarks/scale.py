@@ -52,8 +52,8 @@ CONTENDERS = (
     Contender("check", "reading it and its CRC", repeat=5),
     Contender("tables", "**percentiles and CCDF**", cold=True, repeat=5),
     Contender("tables", "**percentiles and CCDF**", repeat=5),
-    Contender("pandas", f"pandas {version('pandas')}, read and quantile"),
-    Contender("hdrhistogram", f"HdrHistogram, one fault in {HDR_STEP}"),
+    Contender("pandas", f"pandas {version('pandas')}, read and quantile", repeat=5),
+    Contender("hdrhistogram", f"HdrHistogram, one fault in {HDR_STEP}", repeat=5),
     Contender("analysis", "whole analysis of the run"),
     Contender("samples", "samples.parquet"),
 )
