@@ -79,7 +79,7 @@ def test_a_keeper_whose_connection_is_mute_makes_another_one(tmp_path: Path, mon
     monkeypatch.setattr(lease, "BEAT_S", 0.05)
     with mute_server(tmp_path, "request") as server:
         host = described(server, tmp_path)
-        keeper = Keeper(lambda: connection.connect(host), "/folder", make_lease("now"))
+        keeper = Keeper(lambda: connection.connect(host), "/folder", make_lease("now"), lambda: None)
         end = time.monotonic() + 2 * ANSWER_S + LATE_S
         while server.connections < 3:
             assert time.monotonic() < end, "it hangs on the first one, and its lease dies"
