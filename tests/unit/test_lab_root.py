@@ -41,7 +41,16 @@ def run(lab: Lab, number: int, wanted: Job) -> str:
     evidence = lab.target.run(wanted, folder)
     assert (evidence.ending, evidence.note) == ("ended", "")
     words = [call for call in lab.host.calls if call[1:2] == ("run",)][-1]
-    assert words[words.index("--") :] == ("--", "/bin/vmm_run", "--rounds", "1", "--out", "recording.bin")
+    assert words[words.index("--") :] == (
+        "--",
+        "/bin/vmm_run",
+        "--rounds",
+        "1",
+        "--boot-seconds",
+        "90",
+        "--out",
+        "recording.bin",
+    )
     return words[words.index("--root") + 1]
 
 
